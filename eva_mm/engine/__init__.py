@@ -1,0 +1,7 @@
+"""What every task trains with: optimizer set-up, safe checkpoints, launching."""
+
+from . import checkpoint
+from .layer_decay import EVALayerDecay
+from .optim_wrapper import BF16OptimWrapper
+
+__all__ = ['BF16OptimWrapper', 'EVALayerDecay', 'checkpoint']

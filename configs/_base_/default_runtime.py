@@ -1,0 +1,10 @@
+# mmdet's runtime, counted in iterations, with TensorBoard scalars.
+_base_ = 'mmdet::_base_/default_runtime.py'
+
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3),
+)
+vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+visualizer = dict(vis_backends=vis_backends)
+log_processor = dict(by_epoch=False)

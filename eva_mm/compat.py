@@ -1,0 +1,184 @@
+"""Everything that works around a defect or a gap of a host package.
+
+Each mend names what is wrong upstream and when it can go. Hosts (mmengine, mmcv, mmdet ...) are
+imported inside functions only, by import name: OpenMMLab's packages exist in more than one
+distribution, and which one provides the import name is the user's choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from importlib import metadata
+
+import eva_mm
+
+# Hosts whose configs ours inherit by `_base_ = '<host>::...'`.
+CONFIG_HOSTS = ('mmdet', 'mmseg', 'mmaction', 'mmpretrain')
+OWN_SCHEME = 'eva_mm::'
+
+
+class HostError(ImportError):
+    """A host package is missing or incompatible; the message holds the install line."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What eva_mm needs of a host.
+
+    Attributes:
+        lowest: first version that works, inclusive.
+        below: first version that is not accepted.
+        requirements: file in ``requirements/`` that installs the tested versions.
+        needs: hosts that this one stands on, checked before it.
+        probe: a submodule that must exist too.
+    """
+
+    lowest: str
+    below: str
+    requirements: str
+    needs: tuple[str, ...] = ()
+    probe: str | None = None
+
+
+HOSTS = {
+    'mmengine': Host('0.10.7', '1.0', 'mmcv.txt'),
+    # mmcv's `_ext` holds the compiled operators, absent from mmcv-lite and from a build without
+    # MMCV_WITH_OPS=1.
+    'mmcv': Host('2.1.0', '3.0', 'mmcv.txt', needs=('mmengine',), probe='mmcv._ext'),
+    'mmdet': Host('3.3.0', '4.0', 'det.txt', needs=('mmengine', 'mmcv')),
+    'mmseg': Host('1.2.0', '2.0', 'seg.txt', needs=('mmengine', 'mmcv')),
+}
+
+
+def require(host: str) -> None:
+    """Make sure that a host can be imported in a version that works.
+
+    Args:
+        host: import name, a key of :data:`HOSTS`. What it stands on is checked first, so that the
+            first missing link is the one reported.
+
+    Raises:
+        HostError: missing, broken or of another version: what was found, what was expected, and
+            the line that installs the tested versions.
+    """
+    for name in (*HOSTS[host].needs, host):
+        _require_one(name, asked_by=host)
+
+
+def _require_one(name: str, asked_by: str) -> None:
+    host = HOSTS[name]
+    wanted = f'{name} >= {host.lowest}, < {host.below}'
+    if asked_by != name:
+        wanted += f' (for {asked_by})'
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        absent = error.name == name  # else the host is there, and something it imports is not
+        problem = 'which is not installed' if absent else f'which is there but needs {error.name}'
+        raise _host_error(name, asked_by, f'{wanted}, {problem}') from error
+    except Exception as error:  # a host's own version check raises AssertionError
+        problem = f'{wanted}, which is there but cannot be imported ({error})'
+        raise _host_error(name, asked_by, problem) from error
+    found = str(getattr(module, '__version__', 'unknown'))
+    if not host_version_fits(found, host.lowest, host.below):
+        raise _host_error(name, asked_by, f'{wanted}, but found {found}')
+    if host.probe and importlib.util.find_spec(host.probe) is None:
+        raise _host_error(
+            name, asked_by, f'{wanted} with compiled operators, but {host.probe} is missing'
+        )
+
+
+def host_version_fits(found: str, lowest: str, below: str) -> bool:
+    """Whether ``lowest <= found < below``, comparing the numeric release parts only."""
+    release = _release(found)
+    return bool(release) and _release(lowest) <= release < _release(below)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """('2', '1', '0rc1') -> (2, 1, 0); empty when the version does not start with a number.
+
+    Three numbers are always returned, so that 1.0 equals 1.0.0.
+    """
+    match = re.match(r'\d+(\.\d+)*', version)
+    if match is None:
+        return ()
+    parts = [int(part) for part in match.group().split('.')]
+    return tuple((parts + [0, 0])[: max(3, len(parts))])
+
+
+def _host_error(name: str, asked_by: str, problem: str) -> HostError:
+    return HostError(f'eva_mm needs {problem}. Install with:\n{install_lines(name, asked_by)}')
+
+
+def install_lines(name: str, asked_by: str | None = None) -> str:
+    """Shell lines that install the tested versions of what ``asked_by`` (or ``name``) needs.
+
+    A distribution that provides the import name already is removed first: a second one under
+    another name would overwrite its files without replacing it.
+    """
+    folder = eva_mm.resource_dir('requirements')
+    lines = []
+    if providers := metadata.packages_distributions().get(name):
+        lines.append(f'pip uninstall -y {" ".join(sorted(set(providers)))}')
+    if name in ('mmengine', 'mmcv'):  # compiled against the torch of this environment
+        lines.append(f'pip install -r {folder / "build.txt"}')
+        lines.append(f'MMCV_WITH_OPS=1 pip install --no-build-isolation -r {folder / "mmcv.txt"}')
+    file = HOSTS[asked_by or name].requirements
+    if file != 'mmcv.txt':
+        lines.append(f'pip install -r {folder / file}')
+    return '\n'.join(f'    {line}' for line in lines)
+
+
+def prepare() -> None:
+    """Apply the mends that must precede ``Config.fromfile``. Safe to call any number of times."""
+    mend_package_map()
+    mend_own_scheme()
+
+
+def mend_package_map() -> None:
+    """Let ``_base_ = 'mmseg::...'`` find a host whatever its distribution is called.
+
+    mmengine's ``MODULE2PACKAGE`` (mmengine/config/utils.py) turns the import name into the name
+    of one distribution (``mmseg`` into ``mmsegmentation``) and then asks for that distribution;
+    a host installed under another distribution name is reported as not installed. Where the
+    mapped distribution is absent and the import name is present, the import name is used.
+
+    Removal: once mmengine looks hosts up by import name.
+    """
+    from mmengine.config import utils
+    from mmengine.utils import is_installed
+
+    for module in CONFIG_HOSTS:
+        package = utils.MODULE2PACKAGE.get(module, module)
+        if not is_installed(package) and importlib.util.find_spec(module) is not None:
+            utils.MODULE2PACKAGE[module] = module
+
+
+def mend_own_scheme() -> None:
+    """Let ``_base_ = 'eva_mm::lvis/eva_cascade.py'`` inherit a config that ships with eva_mm.
+
+    mmengine resolves ``package::`` only for the packages of its own table, and gives the parts it
+    reads a registry scope of that name; eva_mm registers in its hosts' scopes and has none. The
+    path is therefore resolved here and handed back without a scope, as for a local base.
+
+    Removal: once mmengine lets a package register its config folder.
+    """
+    from mmengine.config import Config
+
+    original = Config._get_cfg_path
+    if hasattr(original, '_eva_mm'):
+        return
+
+    @functools.wraps(original)
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if not cfg_path.startswith(OWN_SCHEME):
+            return original(cfg_path, filename)
+        name = cfg_path.removeprefix(OWN_SCHEME)
+        return str(eva_mm.config_path(name)), None
+
+    get_cfg_path._eva_mm = True
+    Config._get_cfg_path = staticmethod(get_cfg_path)

@@ -1,0 +1,92 @@
+"""Mask targets as published: polygons rasterised at the head's resolution, boxes not clipped."""
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import torch
+from mmdet.models import FCNMaskHead
+from mmdet.registry import MODELS
+from mmdet.structures.mask import BaseInstanceMasks, PolygonMasks
+from mmengine.config import ConfigDict
+from torch import Tensor
+
+
+def rasterize_in_box(polygons: list[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
+    """Rasterise the union of polygons inside a box.
+
+    Args:
+        polygons: parts, each flat (x0, y0, x1, y1, ...) in pixels.
+        box: xyxy in pixels. Sides are floored at 0.1 px
+            (EVA-01/det/detectron2/structures/masks.py).
+        size: side of the result.
+
+    Returns:
+        (size, size) bool.
+    """
+    width, height = np.maximum(box[2:] - box[:2], 0.1)
+    scale = np.tile([size / width, size / height], 1)
+    parts = [((np.reshape(p, (-1, 2)) - box[:2]) * scale).flatten().tolist() for p in polygons]
+    parts = [part for part in parts if len(part) >= 6]
+    if not parts:
+        return np.zeros((size, size), dtype=bool)
+    return mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(parts, size, size))) > 0
+
+
+def mask_targets_in_boxes(
+    boxes: Tensor, masks: BaseInstanceMasks, instances: Tensor, size: int
+) -> Tensor:
+    """Mask targets of boxes.
+
+    Polygons are rasterised, bitmaps go through RoIAlign and are cut at 0.5. mmdet clips the boxes
+    to the mask's canvas first and floors polygon boxes at 1 px; this does neither.
+
+    Args:
+        boxes: (n, 4), xyxy in pixels of the masks.
+        masks: ground truth of the image.
+        instances: (n,) long, the ground truth of each box.
+        size: side of the targets.
+
+    Returns:
+        (n, size, size) float32 of 0 and 1, on the device of ``boxes``.
+    """
+    if len(boxes) == 0:
+        return boxes.new_zeros(0, size, size)
+    boxes_np = boxes.detach().double().cpu().numpy()
+    indices = instances.cpu().numpy()
+    if isinstance(masks, PolygonMasks):
+        targets = np.stack(
+            [rasterize_in_box(masks.masks[i], box, size) for i, box in zip(indices, boxes_np)]
+        )
+    else:
+        targets = masks.crop_and_resize(
+            boxes_np.astype(np.float32), (size, size), indices, device=boxes.device
+        ).to_ndarray()
+    return torch.from_numpy(np.ascontiguousarray(targets)).to(boxes.device, torch.float32)
+
+
+@MODELS.register_module()
+class EVAMaskHead(FCNMaskHead):
+    """mmdet's convolutional mask head with published targets and initialisation.
+
+    The last layer starts from a normal distribution of std 0.001
+    (EVA-01/det/detectron2/modeling/roi_heads/mask_head.py).
+    """
+
+    def init_weights(self) -> None:
+        """Initialise as the base class, then the predictor."""
+        super().init_weights()
+        torch.nn.init.normal_(self.conv_logits.weight, std=0.001)
+
+    def get_targets(
+        self, sampling_results: list, batch_gt_instances: list, rcnn_train_cfg: ConfigDict
+    ) -> Tensor:
+        """Targets (positives of the batch, mask_size, mask_size) of the sampled proposals."""
+        targets = [
+            mask_targets_in_boxes(
+                result.pos_priors,
+                instances.masks,
+                result.pos_assigned_gt_inds,
+                rcnn_train_cfg.mask_size,
+            )
+            for result, instances in zip(sampling_results, batch_gt_instances)
+        ]
+        return torch.cat(targets)

@@ -1,0 +1,400 @@
+"""What `tools/train.py` and `tools/test.py` do once their arguments are parsed."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, METRICS, OPTIM_WRAPPERS, RUNNERS, init_default_scope
+from mmengine.runner import Runner, autocast, find_latest_checkpoint
+
+import eva_mm
+from eva_mm import compat
+
+# mmdet's own dump encodes instance masks, which would fill the memory as bitmaps.
+_DUMP_METRICS = {'mmdet': 'DumpDetResults'}
+
+# How each host's visualization hook is told to draw, to open windows, and where to write.
+_DRAWING_HOOKS = {
+    'DetVisualizationHook': dict(draw='draw', folder='test_out_dir'),
+    'SegVisualizationHook': dict(draw='draw', folder=None),
+    'VisualizationHook': dict(draw='enable', folder='out_dir'),
+}
+
+# Optimizer wrappers that differ in precision alone, so that --amp may exchange them.
+_PLAIN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper')
+
+
+class UsageError(ValueError):
+    """A mistake in what the user typed; tools print its text alone, without a traceback."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """Autocast without loss scaling on any device: what `--amp` means on a CPU.
+
+    mmengine's `AmpOptimWrapper` refuses to be built without a GPU, and `BF16OptimWrapper` leaves a
+    CPU at float32, where that is faster than emulated bfloat16.
+
+    Args:
+        dtype (str): A dtype that autocast takes on this device. Defaults to 'bfloat16'.
+        **kwargs: Passed to `OptimWrapper`.
+    """
+
+    def __init__(self, dtype: str = 'bfloat16', **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cast_dtype = getattr(torch, dtype)
+
+    @contextmanager
+    def optim_context(self, model: torch.nn.Module):
+        """Run the forward pass of `model` under autocast."""
+        with super().optim_context(model), autocast(dtype=self.cast_dtype):
+            yield
+
+
+def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config from a file or by the name it ships under, and merge `--cfg-options` into it.
+
+    Args:
+        path (str): A file, or a name as in `eva_mm.get_config` (`'lvis/eva_cascade'`).
+        overrides (Mapping, optional): Dotted key -> value. A key that is not in the config while a
+            near one is, is warned about: mmengine would take it in silence.
+
+    Raises:
+        UsageError: No such config; lists near names.
+    """
+    compat.prepare()
+    cfg = Config.fromfile(find_config(path))
+    if overrides:
+        warn_of_misspelt_keys(cfg, overrides)
+        cfg.merge_from_dict(dict(overrides))
+    return cfg
+
+
+def find_config(path: str) -> str:
+    """Return the file of a config named by path or by the name it ships under."""
+    if Path(path).is_file():
+        return path
+    with suppress(ValueError, FileNotFoundError):
+        return str(eva_mm.config_path(path))
+    folder = Path(path).parent
+    beside = sorted(str(p) for p in folder.glob('*.py')) if folder.is_dir() else []
+    with suppress(FileNotFoundError):
+        beside += [f'configs/{name}.py' for name in eva_mm.list_configs()]
+    wanted = Path(path).with_suffix('.py').as_posix()
+    near = difflib.get_close_matches(wanted, list(dict.fromkeys(beside)), n=5, cutoff=0.5)
+    raise UsageError(f'config {path} not found' + (f'; near: {", ".join(near)}' if near else ''))
+
+
+def warn_of_misspelt_keys(cfg: Config, overrides: Mapping[str, Any]) -> list[str]:
+    """Warn of each dotted key that the config lacks while its level has a near one.
+
+    Returns:
+        list[str]: The warnings.
+    """
+    warnings = []
+    for dotted in overrides:
+        node: Any = cfg
+        parts = dotted.split('.')
+        for index, part in enumerate(parts):
+            if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit():
+                node = node[int(part)] if int(part) < len(node) else None
+            elif isinstance(node, (Mapping, Config)) and part in node:
+                node = node[part]
+            else:
+                known = [str(k) for k in node] if isinstance(node, (Mapping, Config)) else []
+                near = difflib.get_close_matches(part, known, n=1, cutoff=0.7)
+                if near:
+                    meant = '.'.join([*parts[:index], near[0], *parts[index + 1 :]])
+                    warnings.append(f'--cfg-options {dotted} is new to the config; {meant}?')
+                break
+    for text in warnings:
+        print_log(text, logger='current', level=30)
+    return warnings
+
+
+def default_work_dir(config: str) -> str:
+    """Return `work_dirs/<folder>/<name>` of a config, with the folders below `configs/`.
+
+    Examples:
+        >>> default_work_dir('configs/lvis/eva_cascade.py')
+        'work_dirs/lvis/eva_cascade'
+    """
+    path = Path(config).resolve().with_suffix('')
+    below = path.parts
+    if 'configs' in below:
+        below = below[len(below) - below[::-1].index('configs') :]
+    else:
+        below = below[-2:]
+    return str(Path('work_dirs', *below))
+
+
+def prepare_train_config(
+    config: str,
+    cfg_options: Mapping[str, Any] | None = None,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    launcher: str = 'none',
+) -> Config:
+    """Build the config of a training run from the command line.
+
+    Args:
+        config (str): File or name of the config.
+        cfg_options (Mapping, optional): Dotted key -> value.
+        work_dir (str, optional): Precedes the config's; defaults to `default_work_dir`.
+        resume (str, optional): 'auto' goes on from the newest checkpoint of the work dir, if there
+            is one, and else starts as without it (weights of `load_from` included); otherwise a
+            checkpoint's path.
+        amp (bool): Mixed precision, bfloat16 where the device has it.
+        auto_scale_lr (bool): Scale the rate by the total batch over the published one.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        UsageError: The config lacks what an option needs, or a file is not there.
+    """
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
+    if amp:
+        enable_amp(cfg)
+    if auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    if resume:
+        set_resume(cfg, resume)
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Make the optimizer wrapper one of mixed precision, in the best dtype of this device."""
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in _PLAIN_WRAPPERS:
+        raise UsageError(f'--amp needs optim_wrapper.type in {_PLAIN_WRAPPERS}, but got {kind}')
+    _drop_amp_keys(wrapper)
+    device = get_device()
+    if device == 'cpu':
+        wrapper.type = 'AutocastOptimWrapper'
+    elif device == 'cuda' and _has_bf16():
+        wrapper.type = 'BF16OptimWrapper'
+    else:
+        wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
+
+
+def fit_precision(cfg: Config) -> None:
+    """Replace a mixed precision that this device lacks: bfloat16 by float16, and none on a CPU."""
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is None or wrapper.get('type') != 'AmpOptimWrapper':
+        return
+    device = get_device()
+    if device in ('cpu', 'mps'):
+        _drop_amp_keys(wrapper)
+        wrapper.type = 'OptimWrapper'
+        print_log(f'mixed precision off: this run is on {device} (see --amp)', logger='current')
+    elif wrapper.get('dtype') == 'bfloat16' and device == 'cuda' and not _has_bf16():
+        wrapper.update(dtype='float16', loss_scale='dynamic')
+        print_log('float16 with loss scaling: this GPU has no bfloat16', logger='current')
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _drop_amp_keys(wrapper: ConfigDict) -> None:
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):
+        wrapper.pop(key, None)
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Switch on mmengine's scaling of the rate by the batch, which needs the published batch."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UsageError(
+            f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {cfg.filename} lacks'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    """Let a run go on from a checkpoint; see `prepare_train_config`."""
+    if resume == 'auto':
+        # Found here rather than by the Runner, which drops `load_from` when it finds nothing.
+        resume = find_latest_checkpoint(cfg.work_dir)
+        if resume is None:
+            return
+    if '://' not in resume and not Path(resume).exists():
+        raise UsageError(f'--resume: checkpoint {resume} not found')
+    cfg.resume, cfg.load_from = True, resume
+
+
+def prepare_test_config(
+    config: str,
+    checkpoint: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
+) -> Config:
+    """Build the config of a test run from the command line.
+
+    Args:
+        config (str): File or name of the config.
+        checkpoint (str, optional): A path, URL or `eva://` name.
+        cfg_options (Mapping, optional): Dotted key -> value.
+        work_dir (str, optional): Precedes the config's; defaults to `default_work_dir`.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        show (bool): Open a window per image.
+        show_dir (str, optional): Folder for drawings, relative to `work_dir/<timestamp>`.
+        wait_time (float): Seconds a window stays.
+        tta (bool): Use the config's `tta_model` and `tta_pipeline`.
+
+    Raises:
+        UsageError: The config lacks what an option needs, or the checkpoint is not there.
+    """
+    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise UsageError(f'checkpoint {checkpoint} not found')
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
+    cfg.load_from, cfg.resume = checkpoint, False
+    if show or show_dir:
+        enable_drawing(cfg, show, show_dir, wait_time)
+    if tta:
+        enable_tta(cfg)
+    return cfg
+
+
+def enable_drawing(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Switch on the host's visualization hook."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    kind = hook and hook.get('type')
+    if kind not in _DRAWING_HOOKS:
+        raise UsageError(
+            f'--show and --show-dir need default_hooks.visualization of type '
+            f'{" or ".join(_DRAWING_HOOKS)}, but {cfg.filename} has {kind}'
+        )
+    keys = _DRAWING_HOOKS[kind]
+    hook[keys['draw']] = True
+    if show:
+        hook.update(show=True, wait_time=wait_time)
+    if show_dir and keys['folder']:
+        hook[keys['folder']] = show_dir
+    elif show_dir:
+        cfg.visualizer.save_dir = show_dir
+
+
+def enable_tta(cfg: Config) -> None:
+    """Wrap the model by the config's `tta_model` and read test data by its `tta_pipeline`."""
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise UsageError(f'--tta needs {" and ".join(missing)}, which {cfg.filename} lacks')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner of a config, of its `runner_type` if it names one; see `fit_device`."""
+    fit_device(cfg)
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def fit_device(cfg: Config) -> None:
+    """Fit precision and process group to the device; several processes on CPUs talk by gloo."""
+    fit_precision(cfg)
+    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+        return
+    if cfg.launcher != 'pytorch':
+        raise UsageError(
+            f'--launcher {cfg.launcher} needs GPUs; on CPUs use torchrun with --launcher pytorch'
+        )
+    if not torch.distributed.is_initialized():
+        # mmengine would select a CUDA device first.
+        torch.distributed.init_process_group('gloo')
+    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
+    wrapper.device_ids = None  # DDP refuses any on CPUs
+
+
+def run_training(cfg: Config) -> None:
+    """Train as the config says."""
+    build_runner(cfg).train()
+
+
+def run_test(cfg: Config, out: str | None = None) -> dict:
+    """Test a checkpoint as the config says.
+
+    Args:
+        cfg (Config): From `prepare_test_config`.
+        out (str, optional): `.pkl` file for the predictions.
+
+    Returns:
+        dict: Metric name -> value.
+    """
+    if out and not out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out should end in .pkl or .pickle, but got {out}')
+    runner = build_runner(cfg)
+    if out:
+        dump = _DUMP_METRICS.get(cfg.get('default_scope'), 'DumpResults')
+        # First, since metrics after it may change the predictions in place.
+        runner.test_evaluator.metrics.insert(0, METRICS.build(dict(type=dump, out_file_path=out)))
+    return runner.test()
+
+
+def evaluate_results(cfg: Config, results: str) -> dict:
+    """Evaluate saved results with the metrics of `test_evaluator`, without a model.
+
+    Args:
+        cfg (Config): From `prepare_test_config`.
+        results (str): Results file in the format of the benchmark (COCO and LVIS: a JSON list).
+
+    Returns:
+        dict: Metric name -> value.
+
+    Raises:
+        UsageError: The file is missing, or no metric can evaluate a file.
+    """
+    if not Path(results).is_file():
+        raise UsageError(f'--results: file {results} not found')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    evaluators = cfg.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, Sequence) else [evaluators]
+    metrics = [METRICS.build(evaluator) for evaluator in evaluators]
+    able = [metric for metric in metrics if hasattr(metric, 'evaluate_results_file')]
+    if not able:
+        names = ', '.join(type(metric).__name__ for metric in metrics)
+        raise UsageError(f'--results: none of the metrics ({names}) evaluates a file')
+    # Unread, the data set still tells its class names.
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True})
+    values: dict[str, Any] = {}
+    for metric in able:
+        metric.dataset_meta = dataset.metainfo
+        values.update(metric.evaluate_results_file(results))
+    print_log('\n'.join(f'{name}: {value}' for name, value in values.items()), logger='current')
+    return values
+
+
+def dry_run(cfg: Config, num_gpus: int | None = None) -> int:
+    """Print what a training run would be and what it lacks; return the exit status."""
+    from eva_mm.engine.dry_run import dry_run as run  # tells of data and memory: slow to import
+
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+        return 0  # one report is enough
+    return run(cfg, num_gpus)

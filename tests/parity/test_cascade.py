@@ -1,0 +1,258 @@
+"""The detector against the authors' code: every stage on its own, and end to end."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from mmengine.runner import load_checkpoint
+from mmengine.structures import InstanceData
+
+from eva_mm.zoo.keys import DETECTOR_KEYS
+
+from ..helpers import load_config, one_to_one, relative_error
+from .reference import reference_files
+
+LEAVES = dict(coco='coco/eva_cascade', lvis='lvis/eva_cascade')
+REL_POS_TYPES = dict(vitdet='vitdet', beit='beit')
+EVERY = 100_000  # sampler size at which every box or anchor is sampled
+SOFT_NMS = dict(
+    type='soft_nms', method='linear', iou_threshold=0.6, sigma=0.5, min_score=1e-3
+)
+
+pytestmark = pytest.mark.parametrize('path', reference_files('cascade_'))
+
+
+def shrunk_config(ref: dict):
+    """The leaf config at the reference's size, through options a user could type."""
+    c = ref['config']
+    cfg = load_config(LEAVES[c['kind']])
+    windowed = set(c['window_block_indexes'])
+    channels, fc = c['fpn_channels'], c['fc_channels']
+    extractor = dict(out_channels=channels)
+    options = dict(
+        data_preprocessor=dict(
+            pad_size=tuple(ref['padded_shape'][-2:]), mean=c['pixel_mean'], std=c['pixel_std']
+        ),
+        backbone=dict(
+            img_size=c['img_size'],
+            patch_size=c['patch_size'],
+            embed_dim=c['embed_dim'],
+            depth=c['depth'],
+            num_heads=c['num_heads'],
+            mlp_dim=int(c['embed_dim'] * c['mlp_ratio']),
+            window_size=c['window_size'],
+            global_block_indexes=[i for i in range(c['depth']) if i not in windowed],
+            rel_pos_interpolation=REL_POS_TYPES[c['rel_pos_interp']],
+            drop_path_rate=0.0,
+        ),
+        neck=dict(in_channels=c['embed_dim'], out_channels=channels),
+        rpn_head=dict(in_channels=channels, feat_channels=channels),
+        roi_head=dict(
+            bbox_roi_extractor=extractor,
+            mask_roi_extractor=extractor,
+            bbox_head=dict(
+                in_channels=channels,
+                conv_out_channels=channels,
+                fc_out_channels=fc,
+                num_classes=c['num_classes'],
+            ),
+            mask_head=dict(
+                in_channels=channels, conv_out_channels=channels, num_classes=c['num_classes']
+            ),
+        ),
+    )
+    cfg.merge_from_dict(dict(model=options))
+    if c['kind'] == 'lvis':
+        # The reference keeps every class in the federated loss: sample as many as there are.
+        counts = [w**2 for w in c['fed_loss_weights']]
+        cfg.model.roi_head.bbox_head.loss_cls.update(
+            num_classes=c['num_classes'],
+            num_sampled_classes=c['num_classes'] + 1,
+            class_image_counts=counts,
+        )
+    # Sample every box and every anchor, as the reference losses do.
+    cfg.model.train_cfg.rcnn[0].sampler.update(num=EVERY, pos_fraction=1.0)
+    cfg.model.train_cfg.rpn.sampler.update(num=EVERY, pos_fraction=1.0)
+    return cfg
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(path, tmp_dir) -> tuple[dict, torch.nn.Module]:
+    """Reference and model; the checkpoint comes in as a user's file does, nothing missing."""
+    ref = torch.load(path, weights_only=True)
+    model = MODELS.build(shrunk_config(ref).model)
+    file = tmp_dir / f'{path.stem}.pth'
+    torch.save(ref['checkpoint'], file)
+    checkpoint = load_checkpoint(model, str(file), strict=False)
+    assert checkpoint['state_dict'].keys() == ref['checkpoint']['model'].keys()
+    own = set(DETECTOR_KEYS.to_official(model.state_dict()))
+    class_weights = {k for k in own if k.endswith('fed_loss_cls_weights')}
+    assert own - class_weights == set(ref['checkpoint']['model']) - class_weights
+    return ref, model.eval()
+
+
+@pytest.fixture
+def case(path, tmp_path_factory):
+    ref, model = loaded(path, tmp_path_factory.getbasetemp())
+    model.eval()
+    model.zero_grad()
+    return ref, model
+
+
+def batch(ref: dict, model: torch.nn.Module):
+    """Preprocessed images and their data samples, nothing resized."""
+    samples = []
+    for image in ref['images']:
+        h, w = image.shape[-2:]
+        meta = dict(img_shape=(h, w), ori_shape=(h, w), scale_factor=(1.0, 1.0))
+        samples.append(DetDataSample(metainfo=meta))
+    bgr = [image.flip(0) for image in ref['images']]
+    data = model.data_preprocessor(dict(inputs=bgr, data_samples=samples))
+    return data['inputs'], data['data_samples']
+
+
+def assert_same_detections(own: InstanceData, ref: dict, score_tol: float = 1e-4) -> None:
+    """Same boxes (0.05 px), labels and scores, up to the order of equal scores."""
+    assert len(own) == len(ref['boxes'])
+    boxes = (own.bboxes[:, None] - ref['boxes'][None]).abs().amax(dim=-1) <= 0.05
+    scores = (own.scores[:, None] - ref['scores'][None]).abs() <= score_tol
+    allowed = boxes & scores
+    if 'labels' in ref:
+        allowed &= own.labels[:, None] == ref['labels'][None]
+    assert one_to_one(allowed.numpy()), 'some detection has no counterpart'
+
+
+@torch.no_grad()
+def test_features_and_pyramid(case):
+    ref, model = case
+    inputs, _ = batch(ref, model)
+    assert tuple(inputs.shape) == tuple(ref['padded_shape'])
+    feature = model.backbone(inputs)
+    assert relative_error(feature[0], ref['vit_feature']) < 1e-4
+    for level, (name, expected) in zip(model.neck(feature), sorted(ref['pyramid'].items())):
+        assert relative_error(level, expected) < 1e-4, name
+
+
+@torch.no_grad()
+def test_proposals(case):
+    ref, model = case
+    inputs, samples = batch(ref, model)
+    results = model.rpn_head.predict(model.extract_feat(inputs), samples, rescale=False)
+    for own, expected in zip(results, ref['proposals']):
+        assert_same_detections(
+            own, dict(boxes=expected['boxes'], scores=expected['objectness'])
+        )
+
+
+def predict(ref: dict, model: torch.nn.Module, **test_cfg) -> tuple[list, list]:
+    """Detections with their mask probabilities, and what the detector itself returns."""
+    saved = copy.deepcopy(model.roi_head.test_cfg)
+    model.roi_head.test_cfg.update(test_cfg)
+    try:
+        inputs, samples = batch(ref, model)
+        features = model.extract_feat(inputs)
+        proposals = model.rpn_head.predict(features, samples, rescale=False)
+        metas = [sample.metainfo for sample in samples]
+        cfg = model.roi_head.test_cfg
+        results = model.roi_head.predict_bbox(features, metas, proposals, cfg)
+        model.roi_head.predict_mask_probs(features, results, cfg)
+        final = model.predict(inputs, samples, rescale=True)
+    finally:
+        model.roi_head.test_cfg = saved
+    return results, [sample.pred_instances for sample in final]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('with_maskness', [False, True])
+def test_detections_with_nms(case, with_maskness):
+    ref, model = case
+    results, final = predict(ref, model, maskness=with_maskness)
+    for index, (own, expected) in enumerate(zip(results, ref['detections_nms'])):
+        expected = dict(expected)
+        if with_maskness:
+            expected['scores'] = ref['detections_nms_maskness_scores'][index]
+        assert_same_detections(own, expected)
+        # The detector's own output is these boxes, clipped and without empty ones.
+        sides = expected['boxes'][:, 2:] - expected['boxes'][:, :2]
+        assert len(final[index]) == int((sides > 0).all(dim=1).sum())
+
+
+@torch.no_grad()
+def test_mask_probabilities(case):
+    ref, model = case
+    results, _ = predict(ref, model)
+    for own, expected in zip(results, ref['detections_nms']):
+        distance = torch.cdist(own.bboxes, expected['boxes'], p=float('inf'))
+        other = own.labels[:, None] != expected['labels'][None]
+        nearest = (distance + 1e6 * other).argmin(dim=0)
+        masks = expected['masks'].reshape(len(nearest), *own.mask_probs.shape[1:])
+        assert relative_error(own.mask_probs[nearest], masks) < 1e-4
+
+
+@torch.no_grad()
+def test_detections_with_soft_nms(case):
+    ref, model = case
+    results, _ = predict(ref, model, score_thr=0.0, nms=SOFT_NMS, max_per_img=-1)
+    for index, (own, expected) in enumerate(
+        zip(results, ref['detections_softnms_linear_top300'])
+    ):
+        assert len(own) == ref['detections_softnms_linear_count'][index]
+        best = own.scores.argsort(descending=True)[: len(expected['scores'])]
+        assert_same_detections(own[best], expected)
+
+
+def training_samples(ref: dict, samples: list, masks: str) -> list:
+    """Data samples with the reference's ground truth; masks are 'bitmaps' or 'polygons'."""
+    train = ref['train']
+    for index, sample in enumerate(samples):
+        h, w = sample.img_shape
+        if masks == 'polygons':
+            parts = [[np.asarray(p) for p in i] for i in train['gt_polygons'][index]]
+            gt_masks = PolygonMasks(parts, h, w)
+        else:
+            gt_masks = BitmapMasks(train['gt_masks'][index].numpy().astype(np.uint8), h, w)
+        sample.gt_instances = InstanceData(
+            bboxes=train['gt_boxes'][index], labels=train['gt_labels'][index], masks=gt_masks
+        )
+    return samples
+
+
+def test_training_losses_and_gradients(case):
+    ref, model = case
+    if 'train' not in ref:
+        pytest.skip('the reference holds no training part')
+    masks = 'polygons' if 'gt_polygons' in ref['train'] else 'bitmaps'
+    inputs, samples = batch(ref, model)
+    samples = training_samples(ref, samples, masks)
+    proposals = [InstanceData(bboxes=boxes) for boxes in ref['train']['proposals']]
+    model.train()
+    losses = model.roi_head.loss(model.extract_feat(inputs), proposals, samples)
+    names = {'loss_mask': 'loss_mask'}
+    for stage in range(3):
+        names[f's{stage}.loss_cls'] = f'loss_cls_stage{stage}'
+        names[f's{stage}.loss_bbox'] = f'loss_box_reg_stage{stage}'
+    assert {k for k in losses if 'loss' in k} == set(names)
+    for own, expected in names.items():
+        assert relative_error(losses[own], ref['train']['losses'][expected]) < 1e-4, own
+
+    sum(losses[name] for name in names).backward()
+    gradients = DETECTOR_KEYS.to_official({n: p.grad for n, p in model.named_parameters()})
+    for name, expected in ref['train']['grads'].items():
+        assert relative_error(gradients[name], expected) < 1e-3, name
+
+
+def test_rpn_losses(case):
+    ref, model = case
+    if 'rpn' not in ref.get('train', {}):
+        pytest.skip('the reference holds no losses of the proposal network')
+    inputs, samples = batch(ref, model)
+    samples = training_samples(ref, samples, 'bitmaps')
+    model.train()
+    losses = model.rpn_head.loss(model.extract_feat(inputs), samples)
+    for own, expected in (('loss_rpn_cls', 'loss_rpn_cls'), ('loss_rpn_bbox', 'loss_rpn_loc')):
+        assert relative_error(sum(losses[own]), ref['train']['rpn'][expected]) < 1e-4, own

@@ -1,0 +1,180 @@
+"""Each mend, and what happens without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import eva_mm
+from eva_mm import compat
+
+pytest.importorskip('mmengine')
+from mmengine.config import Config, utils  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def distribution_under_another_name(tmp_path, monkeypatch):
+    """A package `mmseg` on the path whose distribution mmengine cannot find."""
+    package = tmp_path / 'site' / 'mmseg'
+    (package / '.mim' / 'configs' / '_base_').mkdir(parents=True)
+    (package / '__init__.py').touch()
+    (package / '.mim' / 'model-index.yml').write_text('Import: []\n')
+    (package / '.mim' / 'configs' / '_base_' / 'part.py').write_text('answer = 42\n')
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text("_base_ = 'mmseg::_base_/part.py'\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, 'mmseg', raising=False)
+    monkeypatch.setitem(utils.MODULE2PACKAGE, 'mmseg', 'no-such-distribution')
+    return leaf
+
+
+def test_package_map_finds_a_host_by_import_name(distribution_under_another_name):
+    leaf = str(distribution_under_another_name)
+    with pytest.raises(ModuleNotFoundError, match='no-such-distribution is not installed'):
+        Config.fromfile(leaf)
+    compat.mend_package_map()
+    assert Config.fromfile(leaf).answer == 42
+
+
+def test_package_map_keeps_a_distribution_that_is_there(monkeypatch):
+    monkeypatch.setitem(utils.MODULE2PACKAGE, 'mmseg', 'pytest')
+    compat.mend_package_map()
+    assert utils.MODULE2PACKAGE['mmseg'] == 'pytest'
+
+
+def test_package_map_leaves_an_absent_host_alone(monkeypatch):
+    monkeypatch.setattr(compat, 'CONFIG_HOSTS', ('mmtrack',))
+    before = utils.MODULE2PACKAGE['mmtrack']
+    compat.mend_package_map()
+    assert utils.MODULE2PACKAGE['mmtrack'] == before
+
+
+@pytest.mark.parametrize('host', ['mmdet', 'mmseg'])
+def test_installed_hosts_configs_resolve(host, tmp_path):
+    pytest.importorskip(host)
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f"_base_ = '{host}::_base_/default_runtime.py'\n")
+    compat.prepare()
+    assert Config.fromfile(str(leaf)).default_scope == host
+
+
+def own_scheme_script(tmp_path: Path, prepare: str) -> subprocess.CompletedProcess:
+    """Read `eva_mm::` in a fresh process, as the mend stays for the life of one."""
+    name = eva_mm.list_configs()[0]
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(f"_base_ = 'eva_mm::{name}.py'\nadded = 1\n")
+    code = (
+        'import eva_mm; from eva_mm import compat; from mmengine.config import Config\n'
+        f'{prepare}\n'
+        f'inherited, plain = Config.fromfile({str(leaf)!r}), eva_mm.get_config({name!r})\n'
+        "assert inherited.pop('added') == 1\n"
+        'assert inherited._cfg_dict == plain._cfg_dict\n'
+    )
+    return subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_own_scheme_reads_the_same_config(tmp_path):
+    result = own_scheme_script(tmp_path, 'compat.prepare(); compat.prepare()')
+    assert result.returncode == 0, result.stderr
+
+
+def test_own_scheme_fails_without_the_mend(tmp_path):
+    result = own_scheme_script(tmp_path, 'pass')
+    assert 'does not support to load eva_mm config' in result.stderr
+
+
+def test_require_accepts_what_is_installed():
+    for host in compat.HOSTS:
+        pytest.importorskip(host)
+        compat.require(host)
+
+
+def test_require_names_a_missing_host_and_its_install_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet', None)  # makes `import mmdet` fail
+    with pytest.raises(compat.HostError) as error:
+        compat.require('mmdet')
+    message = str(error.value)
+    assert 'mmdet >= 3.3.0, < 4.0, which is not installed' in message
+    file = Path(message.rsplit('-r ', 1)[1].strip())
+    assert file.name == 'det.txt'
+    assert file.is_file()
+
+
+def test_require_reports_the_first_missing_link(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    with pytest.raises(compat.HostError, match=r'mmcv >= .* \(for mmdet\), which is not') as error:
+        compat.require('mmdet')
+    assert '--no-build-isolation' in str(error.value)
+    assert 'det.txt' in str(error.value)
+
+
+@pytest.mark.parametrize('version', ['2.28.0', '4.0.0', 'dev'])
+def test_require_rejects_other_versions(monkeypatch, version):
+    stub = types.ModuleType('mmdet')
+    stub.__version__ = version
+    monkeypatch.setitem(sys.modules, 'mmdet', stub)
+    with pytest.raises(compat.HostError, match=f'but found {version}'):
+        compat.require('mmdet')
+
+
+def test_require_wraps_a_host_that_fails_on_import(tmp_path, monkeypatch):
+    broken = tmp_path / 'mmdet'
+    broken.mkdir()
+    (broken / '__init__.py').write_text("raise AssertionError('MMCV==9 is incompatible')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
+    with pytest.raises(compat.HostError, match='cannot be imported .MMCV==9 is incompatible'):
+        compat.require('mmdet')
+
+
+def test_require_names_what_a_host_misses(tmp_path, monkeypatch):
+    broken = tmp_path / 'mmdet'
+    broken.mkdir()
+    (broken / '__init__.py').write_text('import a_package_nobody_has\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'mmdet', raising=False)
+    with pytest.raises(compat.HostError, match='which is there but needs a_package_nobody_has'):
+        compat.require('mmdet')
+
+
+def test_require_wants_compiled_operators(monkeypatch):
+    pytest.importorskip('mmcv')
+    host = compat.HOSTS['mmcv']
+    lacking = compat.Host(host.lowest, host.below, host.requirements, probe='mmcv._no_such_ext')
+    monkeypatch.setitem(compat.HOSTS, 'mmcv', lacking)
+    with pytest.raises(compat.HostError, match='with compiled operators'):
+        compat.require('mmcv')
+
+
+def test_an_installed_provider_is_uninstalled_first(monkeypatch):
+    monkeypatch.setattr(
+        compat.metadata, 'packages_distributions', lambda: {'mmdet': ['some-mmdet']}
+    )
+    lines = compat.install_lines('mmdet').splitlines()
+    assert lines[0].strip() == 'pip uninstall -y some-mmdet'
+
+
+@pytest.mark.parametrize(
+    ('found', 'fits'),
+    [
+        ('3.3.0', True),
+        ('3.3.0rc1', True),
+        ('3.10', True),
+        ('3.5.1+cu130', True),
+        ('3.2.9', False),
+        ('4', False),
+        ('4.0.0', False),
+        ('', False),
+    ],
+)
+def test_version_range(found, fits):
+    assert compat.host_version_fits(found, '3.3.0', '4.0') is fits

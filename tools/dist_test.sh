@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Test on the GPUs of one or several machines:
+#   tools/dist_test.sh CONFIG CHECKPOINT GPUS [ARGS OF test.py]
+# Several machines: run it on each with NNODES, NODE_RANK, MASTER_ADDR (and PORT) set.
+set -e
+CONFIG=${1:?usage: $0 CONFIG CHECKPOINT GPUS [ARGS]}
+CHECKPOINT=${2:?usage: $0 CONFIG CHECKPOINT GPUS [ARGS]}
+GPUS=${3:?usage: $0 CONFIG CHECKPOINT GPUS [ARGS]}
+HERE=$(cd "$(dirname "$0")" && pwd)
+
+PYTHONPATH="$HERE/..:$PYTHONPATH" exec torchrun \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$GPUS" \
+    "$HERE/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"
