@@ -142,11 +142,11 @@ dataset = dict(
 )
 train_dataloader = dict(
     batch_size=4, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dataset,
+    dataset=dataset, collate_fn=dict(type='default_collate'),
 )
 val_dataloader = dict(
     batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dataset,
+    dataset=dataset, collate_fn=dict(type='default_collate'),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type='ToyAccuracy')

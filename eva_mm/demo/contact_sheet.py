@@ -83,6 +83,7 @@ def draw_contact_sheet(
     truth, found = _by_image(annotations['annotations']), _by_image(results)
     categories = {category['id']: category for category in annotations['categories']}
     chosen = _choose_images(annotations['images'], truth, categories, num_images)
+    height = max(_fitted(record['height'], record['width'])[0] for record in chosen)
     pairs = []
     for record in chosen:
         image = _read_image(record, Path(image_dir))
@@ -93,10 +94,10 @@ def draw_contact_sheet(
         guessed = [_item(r, shape, r['score']) for r in kept[:_MAX_SHOWN]]
         shown = f'{len(guessed)} of {len(kept)}' if len(kept) > len(guessed) else f'{len(kept)}'
         captions = (
-            ('ground truth', f'image {record["id"]}, {len(real)} objects'),
+            ('ground truth', f'image {record["id"]}, {len(real)} annotated'),
             ('prediction', f'{shown} with score >= {score_thr:g}'),
         )
-        panels = [_draw_panel(image, items, categories) for items in (real, guessed)]
+        panels = [_draw_panel(image, items, categories, height) for items in (real, guessed)]
         pairs.append([_with_caption(*entry) for entry in zip(panels, captions)])
     sheet = _assemble(pairs, any('frequency' in c for c in categories.values()))
     return _write_png(Path(out_png), sheet)
@@ -229,25 +230,33 @@ def _mask_box(mask: np.ndarray) -> np.ndarray:
 # Drawing ----------------------------------------------------------------------------------------
 
 
-def _draw_panel(
-    image: np.ndarray, items: Sequence[_Item], categories: dict[int, dict[str, Any]]
-) -> np.ndarray:
-    """(_PANEL, _PANEL, 3) uint8: the enlarged image with masks, boxes and labels."""
-    height, width = image.shape[:2]
+def _fitted(height: int, width: int) -> tuple[int, int]:
+    """Height and width after scaling the longer side to ``_PANEL`` pixels."""
     scale = _PANEL / max(height, width)
-    size = (round(width * scale), round(height * scale))
+    return round(height * scale), round(width * scale)
+
+
+def _draw_panel(
+    image: np.ndarray,
+    items: Sequence[_Item],
+    categories: dict[int, dict[str, Any]],
+    panel_height: int,
+) -> np.ndarray:
+    """(panel_height, _PANEL, 3) uint8: the scaled image with masks, boxes and labels."""
+    height, width = _fitted(*image.shape[:2])
+    scale = _PANEL / max(image.shape[:2])
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    canvas = cv2.resize(image, size, interpolation=method)
+    canvas = cv2.resize(image, (width, height), interpolation=method)
     for item in items:
         _draw_mask(canvas, item)
-    boxes = [_scaled_box(item.box, scale, size) for item in items]
+    boxes = [_scaled_box(item.box, scale, (width, height)) for item in items]
     for item, box in zip(items, boxes):
         colour = _colour(item.category_id)
         cv2.rectangle(canvas, box[:2], box[2:], colour, 1, cv2.LINE_AA)
     _draw_labels(canvas, items, boxes, categories)
-    panel = np.full((_PANEL, _PANEL, 3), _LETTERBOX, np.uint8)
-    top, left = (_PANEL - size[1]) // 2, (_PANEL - size[0]) // 2
-    panel[top : top + size[1], left : left + size[0]] = canvas
+    panel = np.full((panel_height, _PANEL, 3), _LETTERBOX, np.uint8)
+    top, left = (panel_height - height) // 2, (_PANEL - width) // 2
+    panel[top : top + height, left : left + width] = canvas
     return panel
 
 
@@ -406,7 +415,7 @@ def _assemble(pairs: list[list[np.ndarray]], with_groups: bool) -> np.ndarray:
     rows = -(-len(pairs) // columns)
     pair_width = 2 * _PANEL + _GAP
     width = columns * pair_width + (columns - 1) * _PAIR_GAP + 2 * _GAP
-    cell = _PANEL + _CAPTION + _GAP
+    cell = pairs[0][0].shape[0] + _GAP
     sheet = np.full((_HEADER + rows * cell, width, 3), _PAPER, np.uint8)
     _draw_header(sheet, with_groups)
     for number, pair in enumerate(pairs):

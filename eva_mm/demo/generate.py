@@ -13,7 +13,7 @@ from eva_mm.demo.plan import SPLITS, plan_split
 from eva_mm.demo.scenes import MIN_SIDE, draw_scene
 
 # Raise when the same arguments give other files than before.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 STAMP = 'demo_stamp.json'
 # Marks the folder as ours from the first moment, so that nothing else is ever overwritten.
 _MARKER = '.eva_mm_demo'

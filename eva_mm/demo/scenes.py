@@ -18,11 +18,11 @@ from eva_mm.demo.shapes import MAX_TURN, OUTLINES, accent_weight
 SUPERSAMPLE = 4
 MIN_SIDE = 64
 _REFERENCE_SIDE = 256
-_SIZE_RANGE = (42.0, 110.0)  # longest extent in pixels at the reference side
+_SIZE_RANGE = (50.0, 110.0)  # longest extent in pixels at the reference side
 _MIN_PART_AREA = 24.0  # pixels at the reference side
-_MIN_VISIBLE = 0.35  # of the whole object, also what the image border cuts off counts as hidden
+_MIN_VISIBLE = 0.4  # of the whole object, also what the image border cuts off counts as hidden
 _MIN_VISIBLE_APART = 0.85
-_OCCLUDING_SHARE = 0.33
+_OCCLUDING_SHARE = 0.28
 _MAX_OUTSIDE = 0.3  # of the radius
 _PLACEMENT_TRIES = 60
 _SCENE_TRIES = 60
@@ -156,7 +156,7 @@ def _place(
         candidate = _propose(category, listed, crowd, size, neighbour, rng)
         apart = not occluding and attempt < _PLACEMENT_TRIES // 2
         hidden = _hide_behind(objects, candidate, _MIN_VISIBLE_APART if apart else _MIN_VISIBLE)
-        if hidden is not None and _acceptable(candidate, candidate.visible, _MIN_VISIBLE, size):
+        if hidden is not None and _acceptable(candidate, candidate.visible, _MIN_VISIBLE):
             for occluded, visible in hidden:
                 occluded.visible = visible
             objects.append(candidate)
@@ -247,9 +247,7 @@ def _crop(
     return mask[top - thing.top : bottom - thing.top, left - thing.left : right - thing.left]
 
 
-def _acceptable(
-    thing: _Object, visible: np.ndarray, min_visible: float, size: tuple[int, int] | None = None
-) -> bool:
+def _acceptable(thing: _Object, visible: np.ndarray, min_visible: float) -> bool:
     """Visible enough, no holes, no slivers, no whiskers."""
     if visible.sum() < min_visible * thing.area * SUPERSAMPLE**2:
         return False

@@ -47,8 +47,16 @@ def listed_categories(data: dict) -> dict[int, set[int]]:
     """Per image id of an LVIS file, the categories annotated in it or known to be absent."""
     listed = {image['id']: set(image['neg_category_ids']) for image in data['images']}
     for annotation in data['annotations']:
-        listed[annotation['image_id']].add(annotation['category_id'])
+        if annotation['area'] > 0:
+            listed[annotation['image_id']].add(annotation['category_id'])
     return listed
+
+
+def detection_area(detection: dict, iou_type: str) -> float:
+    """Pixels of the box (``bbox``) or of the mask (``segm``)."""
+    if iou_type == 'bbox':
+        return detection['bbox'][2] * detection['bbox'][3]
+    return float(mask_utils.area(detection['segmentation']))
 
 
 def precision_table(
@@ -76,19 +84,23 @@ def precision_table(
     """
     truth, found = defaultdict(list), defaultdict(list)
     for annotation in data['annotations']:
-        truth[annotation['category_id']].append(annotation)
+        if not lvis or annotation['area'] > 0:
+            truth[annotation['category_id']].append(annotation)
     for detection in detections:
-        found[detection['category_id']].append(detection)
+        if not lvis or detection_area(detection, iou_type) > 0:
+            found[detection['category_id']].append(detection)
     group = max(1, MAX_PAIRS // max(1, len(data['images'])))
     tables = []
     for start in range(0, len(cat_ids), group):
         ids = list(cat_ids[start : start + group])
-        part = dict(
-            images=data['images'],
-            categories=[entry for entry in data['categories'] if entry['id'] in set(ids)],
-            annotations=[_truth(entry, lvis) for i in ids for entry in truth[i]],
-        )
+        annotations = [_truth(entry, lvis) for i in ids for entry in truth[i]]
         results = [_result(entry, iou_type) for i in ids for entry in found[i]]
+        used = {entry['image_id'] for entry in (*annotations, *results)}
+        part = dict(
+            images=[image for image in data['images'] if image['id'] in used],
+            categories=[entry for entry in data['categories'] if entry['id'] in set(ids)],
+            annotations=annotations,
+        )
         tables.append(_evaluate(part, results, iou_type, ids, max_dets, iou_thrs, lvis))
     return np.concatenate(tables, axis=2)
 

@@ -78,4 +78,6 @@ class SimpleFeaturePyramid(BaseModule):
         levels = [getattr(self, name)(inputs[0]) for name in self.stage_names]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
-        return tuple(levels)
+        # mmcv's RoIAlign reads memory as if it were contiguous, which channel-first layer
+        # normalisation does not leave behind.
+        return tuple(level.contiguous() for level in levels)

@@ -53,12 +53,12 @@ def clip_polygon(points: np.ndarray, window: Window) -> list[np.ndarray]:
     ]
 
 
-def polygon_boxes(masks: PolygonMasks) -> torch.Tensor:
-    """Tight boxes (N, 4) of polygon instances; an instance without parts gets a negative side."""
-    boxes = torch.zeros(len(masks), 4)
-    for box, parts in zip(boxes, masks.masks):
+def polygon_boxes(instances: list[list[np.ndarray]]) -> torch.Tensor:
+    """Tight boxes (N, 4) of polygon instances; an instance without parts gets negative sides."""
+    boxes = torch.zeros(len(instances), 4)
+    for box, parts in zip(boxes, instances):
         if not parts:
-            box[:] = torch.tensor([0.0, 0.0, -1.0, -1.0])
+            box[2:] = -1
             continue
         points = np.concatenate(parts).reshape(-1, 2)
         box[:2] = torch.from_numpy(points.min(axis=0))
@@ -66,10 +66,10 @@ def polygon_boxes(masks: PolygonMasks) -> torch.Tensor:
     return boxes
 
 
-def bitmap_boxes(masks: BitmapMasks) -> torch.Tensor:
+def bitmap_boxes(bitmaps: list[np.ndarray]) -> torch.Tensor:
     """Tight boxes (N, 4) of bitmaps, right and bottom edge exclusive; negative when empty."""
-    boxes = torch.zeros(len(masks), 4)
-    for box, mask in zip(boxes, masks.masks):
+    boxes = torch.zeros(len(bitmaps), 4)
+    for box, mask in zip(boxes, bitmaps):
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         if len(columns):
             edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
@@ -145,9 +145,7 @@ class LargeScaleJitter(BaseTransform):
 
         self._image(results, size, window)
         self._record(results, size / old_size, offset)
-        if results.get('gt_masks') is not None:
-            results['gt_masks'] = self._masks(results['gt_masks'], size, window)
-        self._instances(results, size / old_size, offset)
+        self._instances(results, size, window)
         return results
 
     def _resized(self, old_size: np.ndarray, scale_factor: float) -> np.ndarray:
@@ -172,54 +170,54 @@ class LargeScaleJitter(BaseTransform):
         before = results.get('homography_matrix', np.eye(3))
         results['homography_matrix'] = (matrix @ before).astype(np.float32)
 
-    def _masks(self, masks, size: np.ndarray, window: Window) -> PolygonMasks | BitmapMasks:
-        x1, y1 = window[:2]
-        width, height = np.minimum(size, self.scale).tolist()
-        if isinstance(masks, PolygonMasks):
-            ratio = size / (masks.width, masks.height)
-            clipped = [
-                [part for points in parts for part in self._polygon(points, ratio, window)]
-                for parts in masks.masks
-            ]
-            return PolygonMasks(clipped, height, width)
-        bitmaps = [
-            mmcv.imresize(mask, tuple(size.tolist()), interpolation='nearest', backend='pillow')
-            for mask in masks.masks
-        ]
-        cut = [mask[y1 : y1 + height, x1 : x1 + width] for mask in bitmaps]
-        return BitmapMasks(cut, height, width)
-
-    @staticmethod
-    def _polygon(points: np.ndarray, ratio: np.ndarray, window: Window) -> list[np.ndarray]:
-        # Annotations with whole coordinates are integer arrays, which would truncate.
-        scaled = np.asarray(points, dtype=np.float64).reshape(-1, 2) * ratio
-        return clip_polygon(scaled, window)
-
-    def _instances(self, results: dict, ratio: np.ndarray, offset: np.ndarray) -> None:
-        """Recomputes boxes and drops what vanished, in every per-instance key."""
+    def _instances(self, results: dict, size: np.ndarray, window: Window) -> None:
+        """Cuts masks, recomputes boxes and drops what vanished, in every per-instance key."""
         masks, boxes = results.get('gt_masks'), results.get('gt_bboxes')
-        if masks is None and boxes is None:
-            return
+        height, width = results['img_shape']
         if isinstance(masks, PolygonMasks):
-            tensor = polygon_boxes(masks)
+            cut = self._cut_polygons(masks, size, window)
+            tight = polygon_boxes(cut)
         elif isinstance(masks, BitmapMasks):
-            tensor = bitmap_boxes(masks)
+            cut = self._cut_bitmaps(masks, size, window)
+            tight = bitmap_boxes(cut)
+        elif boxes is not None:
+            tight = self._clipped(boxes, results['scale_factor'], window[:2], (height, width))
         else:
-            tensor = self._clipped(boxes, ratio, offset, results['img_shape'])
-        keep = ((tensor[:, 2:] - tensor[:, :2]) > self.min_side).all(dim=1).numpy()
+            return
+        keep = (tight[:, 2:] - tight[:, :2] > self.min_side).all(dim=1)
         if boxes is not None:
-            kept = tensor[torch.from_numpy(keep)]
-            results['gt_bboxes'] = (
-                kept.numpy() if isinstance(boxes, np.ndarray) else HorizontalBoxes(kept)
-            )
+            plain = isinstance(boxes, np.ndarray)
+            results['gt_bboxes'] = tight[keep].numpy() if plain else HorizontalBoxes(tight[keep])
         if masks is not None:
-            results['gt_masks'] = masks[np.flatnonzero(keep)]
+            kept = [mask for mask, kept in zip(cut, keep) if kept]
+            results['gt_masks'] = type(masks)(kept, height, width)
         for key in PER_INSTANCE_KEYS:
             if key in results:
-                results[key] = results[key][keep]
+                results[key] = results[key][keep.numpy()]
 
     @staticmethod
-    def _clipped(boxes, ratio: np.ndarray, offset: np.ndarray, shape: tuple) -> torch.Tensor:
+    def _cut_polygons(masks: PolygonMasks, size: np.ndarray, window: Window) -> list:
+        ratio = size / (masks.width, masks.height)
+
+        def cut(points: np.ndarray) -> list[np.ndarray]:
+            # Annotations with whole coordinates are integer arrays, which would truncate.
+            points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+            return clip_polygon(points * ratio, window)
+
+        return [[part for points in parts for part in cut(points)] for parts in masks.masks]
+
+    @staticmethod
+    def _cut_bitmaps(masks: BitmapMasks, size: np.ndarray, window: Window) -> list:
+        x1, y1, x2, y2 = window
+        shape = tuple(size.tolist())
+        resized = (
+            mmcv.imresize(mask.astype(np.uint8), shape, interpolation='nearest', backend='pillow')
+            for mask in masks.masks
+        )
+        return [mask[y1:y2, x1:x2] for mask in resized]
+
+    @staticmethod
+    def _clipped(boxes, ratio: tuple, offset: tuple, shape: tuple[int, int]) -> torch.Tensor:
         tensor = boxes if isinstance(boxes, np.ndarray) else boxes.tensor.numpy()
         tensor = tensor * np.tile(ratio, 2) - np.tile(offset, 2)
         height, width = shape

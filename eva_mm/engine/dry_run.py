@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,10 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
+
+from eva_mm.engine.memory import activation_bytes, nbytes, optimizer_state_bytes
+from eva_mm.zoo.download import SCHEME, cached_file
 
 _GIB = 2**30
 # What host packages call the size of the image that enters the network.
@@ -384,10 +383,9 @@ def schedule_points(
                 scheduler.step()
     labels: dict[int, list[str]] = {0: ['first'], steps - 1: ['last']}
     for scheduler in built:
-        scale = per_epoch if scheduler.by_epoch else 1
-        for moment, what in _moments(scheduler):
-            if 0 <= moment * scale < steps:
-                labels.setdefault(moment * scale, []).append(what)
+        for moment, what in _moments(scheduler, per_epoch if scheduler.by_epoch else 1):
+            if moment < steps:
+                labels.setdefault(moment, []).append(what)
     points = [SchedulePoint(s, *map(float, rates[s]), ', '.join(labels[s])) for s in sorted(labels)]
     return 'iteration' if fine else 'epoch', points
 
@@ -421,53 +419,18 @@ def _build_scheduler(
     return PARAM_SCHEDULERS.build(cfg, default_args=defaults)
 
 
-def _moments(scheduler: Any) -> Iterator[tuple[int, str]]:
-    """Yield the steps at which a scheduler starts, jumps and has done its last step."""
+def _moments(scheduler: Any, scale: int) -> Iterator[tuple[int, str]]:
+    """Yield the steps at which a scheduler starts, jumps, and has reached its last value."""
     kind = type(scheduler).__name__
     if scheduler.begin:
-        yield scheduler.begin, f'{kind} begins'
-    yield scheduler.end - 1, f'{kind} ends'
+        yield scheduler.begin * scale, f'{kind} begins'
     for milestone in getattr(scheduler, 'milestones', ()):
-        yield scheduler.begin + milestone, f'{kind} milestone'
+        yield (scheduler.begin + milestone) * scale, f'{kind} milestone'
+    if not hasattr(scheduler, 'milestones'):
+        yield (scheduler.end - 1) * scale, f'{kind} ends'
 
 
 # ------------------------------------------------------------------------------------------- memory
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors made under it, freed ones taken off, and keeps the peak.
-
-    Agrees to the byte with `torch.distributed._tools.mem_tracker.MemTracker` without tracked
-    modules, at a tenth of its time.
-
-    Attributes:
-        current (int): Bytes alive.
-        peak (int): Most bytes alive at one time.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.current = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._see(leaf.untyped_storage())
-        return out
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.current += storage.nbytes()
-        self.peak = max(self.peak, self.current)
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.current -= self._sizes.pop(key)
 
 
 def describe_memory(
@@ -475,9 +438,9 @@ def describe_memory(
 ) -> None:
     """Print the memory that training takes on each GPU."""
     report.title('Memory per GPU, estimated')
-    trainable = sum(_nbytes(p) for p in model.parameters() if p.requires_grad)
+    trainable = sum(nbytes(p) for p in model.parameters() if p.requires_grad)
     parts = {
-        'weights and buffers': sum(map(_nbytes, [*model.parameters(), *model.buffers()])),
+        'weights and buffers': sum(map(nbytes, [*model.parameters(), *model.buffers()])),
         'gradients': trainable,
         f'{type(wrapper.optimizer).__name__} state': optimizer_state_bytes(wrapper.optimizer),
     }
@@ -505,21 +468,6 @@ def describe_memory(
     report.line(
         'Not in it: heads and losses, whose shapes depend on the data, and the CUDA context.'
     )
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of state that an optimizer keeps after a step, found by a step on meta tensors."""
-    for group in optimizer.param_groups:
-        for param in group['params']:
-            param.grad = torch.empty_like(param)
-    optimizer.step()
-    optimizer.zero_grad()
-    states = tree_leaves([list(state.values()) for state in optimizer.state.values()])
-    return sum(_nbytes(state) for state in states if isinstance(state, Tensor))
 
 
 def training_size(cfg: Config) -> tuple[int, int] | None:
@@ -556,58 +504,18 @@ def _as_size(value: Any) -> tuple[int, int] | None:
     return max(sizes, key=math.prod, default=None)
 
 
-def activation_bytes(
-    model_cfg: Mapping, batch: int, size: tuple[int, int], dtype: torch.dtype
-) -> int:
-    """Peak of activations and temporary tensors in a forward and backward pass of the features.
-
-    Run on fake tensors: shapes only. Gradients of parameters are dropped as soon as they are
-    complete, so that they are not counted.
-
-    Args:
-        model_cfg (Mapping): With `extract_feat` (any OpenMMLab model) or a `backbone`.
-        batch (int): Images per GPU.
-        size (tuple[int, int]): Height and width in pixels.
-        dtype (torch.dtype): Of autocast; float32 for none.
-
-    Returns:
-        int: Bytes.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = MODELS.build(copy.deepcopy(model_cfg)).train()
-        features = getattr(model, 'extract_feat', None) or model.backbone
-        for param in model.parameters():
-            if param.requires_grad:
-                param.register_post_accumulate_grad_hook(_drop_gradient)
-        images = torch.zeros(batch, 3, *size)
-        with PeakMemory() as memory:
-            with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
-                maps = [leaf for leaf in tree_leaves(features(images)) if isinstance(leaf, Tensor)]
-            sum(feature.sum() for feature in maps).backward()
-    return memory.peak
-
-
-def _drop_gradient(param: Tensor) -> None:
-    param.grad = None
-
-
 # ------------------------------------------------------------------------------------------ weights
 
 
 def describe_weights(report: Report, cfg: Config) -> None:
     """Print the checkpoints that the run starts from, and note those that are not there."""
     report.title('Weights')
-    sources = list(weight_sources(cfg))
-    for source in sources:
-        if _exists(source) and '://' not in source:
-            report.line(f'{source}: found')
-        elif '://' in source:
-            state = 'in the cache' if _is_cached(source) else 'will be downloaded'
-            report.line(f'{source}: {state}')
-        else:
-            report.line(f'{source}: missing')
+    for source in weight_sources(cfg):
+        state = weight_state(source)
+        report.line(f'{source}: {state}')
+        if state.startswith(('missing', 'unknown')):
             report.lack(f'checkpoint: {source}')
-    if not sources:
+    if not list(weight_sources(cfg)):
         report.line('none: every weight starts from its initialisation')
 
 
@@ -630,10 +538,15 @@ def _checkpoints(cfg: Any) -> Iterator[str]:
             yield from _checkpoints(value)
 
 
-def _is_cached(source: str) -> bool:
-    """Whether the weights behind an `eva://` name are on this machine already."""
-    try:
-        from eva_mm.zoo.download import cached_path
-    except ImportError:
-        return False
-    return source.startswith('eva://') and cached_path(source.removeprefix('eva://')) is not None
+def weight_state(source: str) -> str:
+    """Tell of a checkpoint's path, address or `eva://` name where its weights are."""
+    if '://' not in source:
+        return 'found' if os.path.exists(source) else 'missing'
+    if source.startswith(SCHEME):
+        try:
+            cached = cached_file(source)
+        except ValueError as error:
+            return str(error)
+        if cached is not None:
+            return f'found in the cache, {cached}'
+    return 'will be downloaded'

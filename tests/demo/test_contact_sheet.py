@@ -33,12 +33,12 @@ def results(root) -> list:
 
 @pytest.fixture
 def draw(root, tmp_path):
-    def call(results, annotations='lvis_v1_val.json', images=None, **kwargs):
+    def call(results, annotations='lvis_v1_val.json', images=None, num_images=2, **kwargs):
         path = tmp_path / 'results.json'
         path.write_text(json.dumps(results))
         out = draw_contact_sheet(
             root / 'annotations' / annotations, images or root, path, tmp_path / 'a' / 's.png',
-            **kwargs,
+            num_images, **kwargs,
         )  # fmt: skip
         assert [p.name for p in out.parent.iterdir()] == ['s.png']
         return cv2.imread(str(out))
@@ -77,6 +77,15 @@ def test_low_scores_are_not_drawn(draw, results):
 def test_number_of_images_sets_the_sheet_size(draw, results):
     heights = [draw(results, num_images=n).shape[0] for n in (1, 2, 3, 7, 50)]
     assert heights[0] == heights[1] < heights[2] < heights[3] == heights[4]
+
+
+def test_panels_of_wide_images_waste_no_height(small_set, tmp_path):
+    root = small_set(size=(80, 160))
+    (tmp_path / 'r.json').write_text('[]')
+    file = root / 'annotations' / 'lvis_v1_val.json'
+    out = draw_contact_sheet(file, root, tmp_path / 'r.json', tmp_path / 'o.png', num_images=1)
+    margins = contact_sheet._HEADER + contact_sheet._CAPTION + contact_sheet._GAP
+    assert cv2.imread(str(out)).shape[0] == margins + contact_sheet._PANEL // 2
 
 
 def test_image_folder_may_be_the_split_itself(draw, results, root):

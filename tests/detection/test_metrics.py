@@ -86,7 +86,9 @@ def made_detections(data, seed=0, crowded=2, crowd_size=1100):
         found = []
         for annotation in truth:
             for _ in range(rng.integers(0, 4)):
-                found.append(dict(shifted(annotation, image, rng), cat=annotation['category_id']))
+                found.append(
+                    dict(shifted(annotation, image, rng), cat=annotation['category_id'], low=0.3)
+                )
         listed = [
             *image.get('neg_category_ids', []),
             *image.get('not_exhaustive_category_ids', []),
@@ -94,13 +96,13 @@ def made_detections(data, seed=0, crowded=2, crowd_size=1100):
         ]
         while len(found) < (crowd_size if index < crowded else 25):
             pool = listed if listed and rng.random() < 0.6 else cat_ids
-            found.append(dict(anywhere(image, rng), cat=int(rng.choice(pool))))
+            found.append(dict(anywhere(image, rng), cat=int(rng.choice(pool)), low=0.01))
         for one in found:
             detections.append(
                 dict(
                     image_id=image['id'],
                     category_id=one['cat'],
-                    score=round(float(rng.uniform(0.01, 1)), 2),
+                    score=round(float(rng.uniform(one['low'], one['low'] + 0.7)), 2),
                     bbox=one['bbox'],
                     segmentation=one['segmentation'],
                 )
@@ -182,12 +184,14 @@ def tiny_lvis(**changes):
 
 def detection(image_id, category_id, x, score, size=40):
     corners = [x, 10, x + size, 10, x + size, 10 + size, x, 10 + size]
+    image = dict(height=100, width=200)
     return dict(
         image_id=image_id, category_id=category_id, score=score, bbox=[x, 10, size, size],
-        segmentation=rle([corners], dict(height=100, width=200)),
+        segmentation=rle([corners], image),
     )  # fmt: skip
 
 
+EMPTY = dict(size=[100, 200], counts='Pac0')
 TRAPS = {
     'absent category is a false positive': [detection(5, 3, 20, 0.95), detection(11, 3, 100, 0.5)],
     'false positive without ground truth': [detection(8, 7, 20, 0.95), detection(11, 7, 10, 0.9)],
@@ -196,15 +200,21 @@ TRAPS = {
     'equal scores': [
         detection(5, 7, 120, 0.5), detection(5, 7, 60, 0.5), detection(11, 7, 10, 0.5),
     ],
+    'no area at all': [
+        dict(detection(11, 3, 150, 0.95, size=0), segmentation=EMPTY),
+        detection(11, 3, 100, 0.5), detection(5, 7, 60, 0.4),
+    ],
     'small mask, large truth': [detection(11, 7, 10, 0.9, size=31), detection(5, 7, 60, 0.8)],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', TRAPS)
-@pytest.mark.parametrize('flag', [None, 'ignore', 'iscrowd'])
+@pytest.mark.parametrize('flag', [None, 'ignore', 'iscrowd', 'no area'])
 def test_lvis_rules(lvis_api, tmp_path, name, flag):
     data = tiny_lvis()
-    if flag:  # lvis-api honours `ignore` and knows no crowds
+    if flag == 'no area':
+        data['annotations'][0]['area'] = 0
+    elif flag:  # lvis-api honours `ignore` and knows no crowds
         data['annotations'][0][flag] = 1
     path, results = tmp_path / 'lvis.json', tmp_path / 'results.json'
     path.write_text(json.dumps(data))
@@ -450,6 +460,12 @@ def test_results_without_masks_leave_segm_out(tmp_path):
     assert {key.split('_')[0] for key in values} == {'lvis/bbox'}
     with pytest.raises(ValueError, match='nothing to evaluate'):
         FasterLVISMetric(str(path), metric='segm').evaluate_results_file(str(results))
+
+
+def test_names_resolve_to_ours():
+    """Some distributions of mmdet ship a FasterCocoMetric of their own."""
+    assert METRICS.get('FasterCocoMetric') is FasterCocoMetric
+    assert METRICS.get('FasterLVISMetric') is FasterLVISMetric
 
 
 def test_bad_arguments_are_named(tmp_path):

@@ -6,13 +6,12 @@ import shutil
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
 from eva_mm.engine import dry_run as dr
-from tests.toy_task import SIDE, ToyBackbone, config_text, make_data
+from eva_mm.engine.launch import load_config
+from tests.toy_task import SIDE, config_text, make_data
 
 
 @pytest.fixture
@@ -66,8 +65,6 @@ def test_what_is_missing_is_listed_by_path(cfg, capsys, tmp_path):
     shutil.rmtree(tmp_path / 'data' / 'images')
     cfg.load_from = str(tmp_path / 'weights.pth')
     cfg.val_evaluator.ann_file = str(tmp_path / 'val.json')
-    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='eva://no_such_model')
-    cfg.model.backbone.pop('init_cfg')
     status, text = run(cfg, capsys)
     assert status == 1
     missing = lines(text)[lines(text).index('== Missing') + 1 :]
@@ -90,13 +87,24 @@ def test_a_broken_list_is_reported(cfg, capsys, tmp_path):
     assert 'train data that can be read (JSONDecodeError' in text
 
 
-def test_weights_behind_an_address_will_be_downloaded(cfg):
-    report = dr.Report()
+def test_where_weights_come_from(cfg, tmp_path, monkeypatch):
     cfg.load_from = 'https://example.org/weights.pth'
-    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='eva://eva_g')
-    assert list(dr.weight_sources(cfg)) == ['https://example.org/weights.pth', 'eva://eva_g']
-    dr.describe_weights(report, cfg)
-    assert report.missing == []
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='eva://eva_psz14')
+    assert list(dr.weight_sources(cfg)) == ['https://example.org/weights.pth', 'eva://eva_psz14']
+    assert dr.weight_state('https://example.org/weights.pth') == 'will be downloaded'
+    monkeypatch.setattr(dr, 'cached_file', lambda name: None)
+    assert dr.weight_state('eva://eva_psz14') == 'will be downloaded'
+    monkeypatch.setattr(dr, 'cached_file', lambda name: tmp_path / name.removeprefix('eva://'))
+    assert dr.weight_state('eva://eva_psz14') == f'found in the cache, {tmp_path}/eva_psz14'
+    assert dr.weight_state(str(tmp_path)) == 'found'
+
+
+def test_an_unknown_published_name_is_missing(cfg, capsys):
+    cfg.load_from = 'eva://eva_psz15'
+    status, text = run(cfg, capsys)
+    assert status == 1
+    assert 'expected one of' in text
+    assert 'checkpoint: eva://eva_psz15' in lines(text)
 
 
 def test_accumulation_and_auto_scaling(cfg, capsys):
@@ -120,7 +128,7 @@ def test_a_run_by_epochs(cfg, capsys):
     for line in (
         'LinearLR ends 7 0.00625 0.1',
         'MultiStepLR milestone 12 0.000625 0.01',
-        'MultiStepLR milestone, MultiStepLR ends 20 6.25e-05 0.001',
+        'MultiStepLR milestone 20 6.25e-05 0.001',
     ):
         assert line in lines(text), text
 
@@ -146,13 +154,7 @@ def test_epoch_length(images, gpus, batch, drop_last, length):
 
 def two_groups(low, high):
     params = [dict(params=[nn.Parameter(torch.zeros(1))], lr=lr) for lr in (low, high)]
-    return build_optim_wrapper_of(torch.optim.AdamW(params))
-
-
-def build_optim_wrapper_of(optimizer):
-    from mmengine.optim import OptimWrapper
-
-    return OptimWrapper(optimizer)
+    return OptimWrapper(torch.optim.AdamW(params))
 
 
 def test_published_detection_schedule():
@@ -179,66 +181,6 @@ def test_a_floor_of_the_rate_is_the_same_for_all_groups():
     for base, rate in ((1e-5, last.lowest_lr), (1e-3, last.highest_lr)):
         closed = 1e-6 + (base - 1e-6) * (1 + math.cos(math.pi * 99 / 100)) / 2
         assert rate == pytest.approx(closed)
-
-
-def test_peak_memory_counts_what_lives_at_one_time():
-    with dr.PeakMemory() as memory:
-        first = torch.zeros(1000)
-        second = first + 1
-        view = second[:10]
-        del first
-        third = second * 2
-        del second, third
-        assert memory.current == 4000  # the view keeps its storage
-        del view
-    assert (memory.current, memory.peak) == (0, 8000)
-
-
-def test_peak_memory_agrees_with_torch():
-    peaks = []
-    for use_torch in (False, True):
-        with FakeTensorMode():
-            model = ToyBackbone(depth=6, width=64)
-            tracker = MemTracker() if use_torch else dr.PeakMemory()
-            if use_torch:
-                tracker.track_external(model)
-            with tracker:
-                model(torch.zeros(2, 3, 64, 64)).sum().backward()
-        if use_torch:
-            (snapshot,) = tracker.get_tracker_snapshot('peak').values()
-            own = (snapshot[kind] for kind in (_MemRefType.PARAM, _MemRefType.BUFFER))
-            peaks.append(snapshot['Total'] - sum(own))
-        else:
-            peaks.append(tracker.peak)
-    # MemTracker rounds each tensor up to the 512 bytes that CUDA's allocator hands out.
-    assert peaks[0] == pytest.approx(peaks[1], rel=0.05)
-
-
-def test_activations_grow_with_the_image_and_shrink_with_the_precision(cfg):
-    def estimate(batch, side, dtype):
-        return dr.activation_bytes(dr.model_config(cfg), batch, (side, side), dtype)
-
-    small, large = (estimate(2, side, torch.float32) for side in (64, 256))
-    assert large / small == pytest.approx(16, rel=0.1)
-    assert estimate(4, 64, torch.float32) / small == pytest.approx(2, rel=0.1)
-    assert estimate(2, 256, torch.bfloat16) < 0.95 * large
-
-
-@pytest.mark.parametrize(
-    ('optimizer', 'per_number', 'per_tensor'),
-    [
-        (dict(type='AdamW', lr=1), 8, 4),
-        (dict(type='SGD', lr=1), 0, 0),
-        (dict(type='SGD', lr=1, momentum=0.9), 4, 0),
-    ],
-)
-def test_optimizer_state_is_exact(optimizer, per_number, per_tensor):
-    with torch.device('meta'):
-        model = nn.Sequential(nn.Linear(10, 20), nn.LayerNorm(20))
-    wrapper = build_optim_wrapper(model, dict(optimizer=optimizer))
-    numbers, tensors = 10 * 20 + 20 + 40, 4
-    expected = per_number * numbers + per_tensor * tensors
-    assert dr.optimizer_state_bytes(wrapper.optimizer) == expected
 
 
 @pytest.mark.parametrize(
@@ -270,9 +212,11 @@ def test_size_of_the_toy_task_is_height_then_width(cfg):
 
 
 @pytest.mark.slow
-def test_a_stock_mmdet_config(capsys):
+def test_a_stock_mmdet_config(capsys, tmp_path):
     pytest.importorskip('mmdet')
-    cfg = Config.fromfile('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    config = tmp_path / 'stock.py'
+    config.write_text("_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'")
+    cfg = load_config(str(config))
     status, text = run(cfg, capsys, gpus=8)
     assert status == 1
     assert '2 per GPU x 8 GPUs x 1 accumulated = 16 images per update' in lines(text)

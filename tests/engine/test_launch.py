@@ -1,0 +1,194 @@
+"""What the tools do before a Runner is there."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from eva_mm.engine import launch
+from tests.toy_task import config_text, make_data
+
+
+@pytest.fixture
+def config(tmp_path):
+    make_data(tmp_path / 'data')
+    path = tmp_path / 'configs' / 'toy' / 'small.py'
+    path.parent.mkdir(parents=True)
+    path.write_text(config_text(tmp_path / 'data'))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('path', 'work_dir'),
+    [
+        ('configs/lvis/eva_cascade.py', 'work_dirs/lvis/eva_cascade'),
+        ('/a/configs/b/configs/demo/lvis.py', 'work_dirs/demo/lvis'),
+        ('/a/mine/run.v2.py', 'work_dirs/mine/run.v2'),
+    ],
+)
+def test_default_work_dir(path, work_dir):
+    assert launch.default_work_dir(path) == work_dir
+
+
+def test_near_names_of_a_config_that_is_not_there(config):
+    with pytest.raises(launch.UsageError, match=r'smll\.py not found; near: .*toy/small\.py'):
+        launch.find_config(config.replace('small', 'smll'))
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('optim_wrapper.optimizer.weigth_decay', 'optim_wrapper.optimizer.weight_decay'),
+        ('optm_wrapper.optimizer.lr', 'optim_wrapper.optimizer.lr'),
+        ('param_scheduler.1.milestone', 'param_scheduler.1.milestones'),
+        ('train_dataloader.batch_size', None),
+        ('model.backbone.init_cfg.checkpoint', None),
+    ],
+)
+def test_misspelt_options(config, key, meant):
+    warnings = launch.warn_of_misspelt_keys(Config.fromfile(config), {key: 1})
+    assert [w.split('; ')[1] for w in warnings] == ([f'{meant}?'] if meant else [])
+
+
+def test_command_line_precedes_the_config(config):
+    cfg = launch.prepare_train_config(
+        config, {'train_cfg.max_iters': 7, 'work_dir': 'a'}, work_dir='b', launcher='pytorch'
+    )
+    assert (cfg.train_cfg.max_iters, cfg.work_dir, cfg.launcher) == (7, 'b', 'pytorch')
+    assert launch.prepare_train_config(config, {'work_dir': 'a'}).work_dir == 'a'
+    assert launch.prepare_train_config(config).work_dir == 'work_dirs/toy/small'
+
+
+def test_resume(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    options = {'load_from': 'eva://start'}
+    cfg = launch.prepare_train_config(config, options, str(work_dir), resume='auto')
+    assert (cfg.get('resume', False), cfg.load_from) == (False, 'eva://start')
+    work_dir.mkdir()
+    newest = work_dir / 'iter_9.pth'
+    newest.touch()
+    (work_dir / 'last_checkpoint').write_text(str(newest))
+    cfg = launch.prepare_train_config(config, options, str(work_dir), resume='auto')
+    assert (cfg.resume, cfg.load_from) == (True, str(newest))
+    newest.unlink()
+    with pytest.raises(launch.UsageError, match=r'iter_9\.pth not found'):
+        launch.prepare_train_config(config, options, str(work_dir), resume='auto')
+
+
+@pytest.mark.parametrize('before', ['OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper'])
+@pytest.mark.parametrize(
+    ('device', 'bf16', 'after'),
+    [
+        ('cpu', False, dict(type='AutocastOptimWrapper')),
+        ('cuda', True, dict(type='BF16OptimWrapper')),
+        ('cuda', False, dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')),
+    ],
+)
+def test_amp_takes_the_best_of_the_device(monkeypatch, config, before, device, bf16, after):
+    monkeypatch.setattr(launch, 'get_device', lambda: device)
+    monkeypatch.setattr(launch, '_has_bf16', lambda: bf16)
+    cfg = launch.load_config(config)
+    cfg.optim_wrapper.type = before
+    if before == 'AmpOptimWrapper':
+        cfg.optim_wrapper.update(dtype='float16', loss_scale=512.0)
+    launch.enable_amp(cfg)
+    keys = ('type', 'dtype', 'loss_scale')
+    assert {k: cfg.optim_wrapper[k] for k in keys if k in cfg.optim_wrapper} == after
+
+
+def test_amp_needs_a_plain_wrapper(config):
+    cfg = launch.load_config(config, {'optim_wrapper.type': 'ApexOptimWrapper'})
+    with pytest.raises(launch.UsageError, match='got ApexOptimWrapper'):
+        launch.enable_amp(cfg)
+
+
+@pytest.mark.parametrize(
+    ('device', 'bf16', 'dtype', 'after'),
+    [
+        ('cpu', False, 'bfloat16', ('OptimWrapper', None)),
+        ('cuda', False, 'bfloat16', ('AmpOptimWrapper', 'float16')),
+        ('cuda', True, 'bfloat16', ('AmpOptimWrapper', 'bfloat16')),
+        ('cuda', False, 'float16', ('AmpOptimWrapper', 'float16')),
+    ],
+)
+def test_precision_falls_back_to_what_the_device_has(
+    monkeypatch, config, device, bf16, dtype, after
+):
+    monkeypatch.setattr(launch, 'get_device', lambda: device)
+    monkeypatch.setattr(launch, '_has_bf16', lambda: bf16)
+    cfg = launch.load_config(
+        config, {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': dtype}
+    )
+    launch.fit_precision(cfg)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.get('dtype')) == after
+
+
+def test_autocast_wrapper_computes_in_bfloat16_and_keeps_fp32_weights():
+    model = torch.nn.Linear(4, 4)
+    wrapper = launch.AutocastOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    before = model.weight.detach().clone()
+    with wrapper.optim_context(model):
+        out = model(torch.ones(2, 4))
+    wrapper.update_params(out.float().sum())
+    assert out.dtype == torch.bfloat16
+    assert model.weight.dtype == torch.float32
+    # The gradient of a sum over two rows of ones is 2 everywhere.
+    assert torch.allclose(before - model.weight, torch.full((4, 4), 0.2), atol=1e-6)
+
+
+def test_auto_scaling_needs_the_published_batch(config):
+    cfg = launch.load_config(config)
+    launch.enable_auto_scale_lr(cfg)
+    assert cfg.auto_scale_lr.enable
+    cfg.pop('auto_scale_lr')
+    with pytest.raises(launch.UsageError, match=r'base_batch_size, which .*small\.py lacks'):
+        launch.enable_auto_scale_lr(cfg)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'after'),
+    [
+        (
+            'DetVisualizationHook',
+            dict(draw=True, show=True, wait_time=1, test_out_dir='d'),
+        ),
+        ('VisualizationHook', dict(enable=True, show=True, wait_time=1, out_dir='d')),
+        ('SegVisualizationHook', dict(draw=True, show=True, wait_time=1)),
+    ],
+)
+def test_drawing_by_each_host(hook, after):
+    hooks = dict(visualization=dict(type=hook))
+    cfg = Config(dict(default_hooks=hooks, visualizer=dict(type='Visualizer')))
+    launch.enable_drawing(cfg, True, 'd', 1)
+    assert cfg.default_hooks.visualization == dict(type=hook, **after)
+    assert cfg.visualizer.get('save_dir') == ('d' if hook.startswith('Seg') else None)
+
+
+def test_tta_wraps_the_model_and_reads_by_its_pipeline():
+    inner = dict(type='Images', pipeline=['plain'])
+    cfg = Config(
+        dict(
+            model=dict(type='Detector'),
+            tta_model=dict(type='TTA', merge='mean'),
+            tta_pipeline=['views'],
+            test_dataloader=dict(dataset=dict(type='Repeat', dataset=inner)),
+        )
+    )
+    launch.enable_tta(cfg)
+    assert cfg.model == dict(type='TTA', merge='mean', module=dict(type='Detector'))
+    assert cfg.test_dataloader.dataset.dataset.pipeline == ['views']
+
+
+def test_results_need_a_metric_that_reads_files(config, tmp_path):
+    results = tmp_path / 'results.json'
+    results.write_text('[]')
+    dump = dict(type='DumpResults', out_file_path='a.pkl')
+    cfg = launch.prepare_test_config(config, cfg_options={'test_evaluator': dump})
+    with pytest.raises(launch.UsageError, match=r'none of the metrics \(DumpResults\)'):
+        launch.evaluate_results(cfg, str(results))
+
+
+def test_only_torchrun_starts_several_processes_on_cpus(monkeypatch, config):
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    cfg = launch.prepare_train_config(config, launcher='slurm')
+    with pytest.raises(launch.UsageError, match='on CPUs use torchrun'):
+        launch.fit_device(cfg)

@@ -1,0 +1,195 @@
+"""The tools as a user runs them: in a process of their own, from a foreign folder."""
+
+import json
+import os
+import pickle
+import re
+import resource
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.toy_task import config_text, make_data
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, TEST = (str(ROOT / 'tools' / f'{name}.py') for name in ('train', 'test'))
+
+
+def call(command, folder, **environment):
+    """Run a command in a folder; return its status and all it printed."""
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **environment}
+    env['CUDA_VISIBLE_DEVICES'] = '-1'
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+def tool(*args, folder, **environment):
+    return call([sys.executable, *args], folder, **environment)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder with data, `configs/toy/small.py`, and a finished run in the default work dir."""
+    folder = tmp_path_factory.mktemp('user')
+    make_data(folder / 'data')
+    (folder / 'configs' / 'toy').mkdir(parents=True)
+    (folder / 'configs' / 'toy' / 'small.py').write_text(config_text(folder / 'data'))
+    status, text = tool(TRAIN, 'configs/toy/small.py', folder=folder)
+    assert status == 0, text
+    return folder, text
+
+
+CONFIG = 'configs/toy/small.py'
+CHECKPOINT = 'work_dirs/toy/small/iter_30.pth'
+
+
+@pytest.mark.parametrize('path', [TRAIN, TEST])
+def test_help_needs_no_heavy_import(path, tmp_path):
+    status, text = tool('-X', 'importtime', path, '--help', folder=tmp_path)
+    assert status == 0
+    assert '--cfg-options' in text
+    imported = set(re.findall(r'\|\s+([\w.]+)$', text, re.MULTILINE))
+    assert 'argparse' in imported
+    assert not imported & {'torch', 'mmengine.runner', 'mmcv', 'mmdet', 'eva_mm'}
+
+
+def test_training_writes_to_the_default_work_dir_and_learns(trained):
+    folder, text = trained
+    assert (folder / CHECKPOINT).is_file()
+    assert re.search(r'toy/accuracy: 100\.0', text)
+    assert 'eta:' in text
+
+
+def test_testing_prints_the_metric_and_dumps_predictions(trained, tmp_path):
+    folder, _ = trained
+    out = tmp_path / 'predictions.pkl'
+    status, text = tool(TEST, CONFIG, CHECKPOINT, '--out', out, folder=folder)
+    assert status == 0, text
+    assert re.search(r'toy/accuracy: 100\.0', text)
+    predictions = pickle.loads(out.read_bytes())
+    assert [p['label'] for p in predictions] == [0, 1] * 8
+
+
+def test_saved_results_are_evaluated_without_a_model(trained, tmp_path):
+    folder, _ = trained
+    results = tmp_path / 'results.json'
+    results.write_text(json.dumps([dict(predicted=i % 4, label=i % 2) for i in range(8)]))
+    no_model = 'model.type=NoSuchModel'
+    args = (TEST, CONFIG, '--results', results, '--cfg-options', no_model)
+    status, text = tool(*args, folder=folder)
+    assert status == 0, text
+    assert 'toy/accuracy: 50.0' in text
+    assert 'toy/classes: 2' in text
+
+
+def test_resuming_goes_on_from_the_newest_checkpoint(trained):
+    folder, _ = trained
+    longer = ('--cfg-options', 'train_cfg.max_iters=32')
+    status, text = tool(TRAIN, CONFIG, '--resume', 'auto', *longer, folder=folder)
+    assert status == 0, text
+    assert 'resumed epoch: 0, iter: 30' in text
+    assert (folder / 'work_dirs' / 'toy' / 'small' / 'iter_32.pth').is_file()
+
+
+def test_resuming_from_nothing_keeps_the_initial_weights(trained):
+    folder, _ = trained
+    start = f'load_from={folder / CHECKPOINT}'
+    args = (TRAIN, CONFIG, '--work-dir', 'fresh', '--resume', '--cfg-options', start)
+    status, text = tool(*args, 'train_cfg.max_iters=1', 'train_cfg.val_interval=1', folder=folder)
+    assert status == 0, text
+    assert f'Load checkpoint from {folder / CHECKPOINT}' in text
+    assert 'toy/accuracy: 100.0' in text
+
+
+def test_mixed_precision_and_scaled_rate(trained):
+    folder, _ = trained
+    short = ('--cfg-options', 'train_cfg.max_iters=2', 'param_scheduler=None')
+    args = ('--amp', '--auto-scale-lr', '--work-dir', 'amp', *short)
+    status, text = tool(TRAIN, CONFIG, *args, folder=folder)
+    assert status == 0, text
+    assert 'Scaling the original LR by 0.5' in text
+    saved = (folder / 'amp' / 'small.py').read_text()
+    assert "type='AutocastOptimWrapper'" in saved
+
+
+def test_two_processes_on_cpus(trained):
+    folder, _ = trained
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
+    torchrun += ['--master_port', str(20000 + os.getpid() % 20000)]
+    command = [*torchrun, TRAIN, CONFIG, '--launcher', 'pytorch', '--work-dir', 'two']
+    status, text = call(command, folder)
+    assert status == 0, text
+    assert re.search(r'toy/accuracy: 100\.0', text)
+    assert 'Distributed training: True' in text
+    assert 'GPU number: 2' in text
+
+
+def test_dry_run_reports_and_exits_by_what_is_missing(trained):
+    folder, _ = trained
+    status, text = tool(TRAIN, CONFIG, '--dry-run', '--gpus', '2', folder=folder)
+    assert status == 0, text
+    assert 'ready: this run can start' in text
+    missing = ('--cfg-options', 'train_dataloader.dataset.ann_file=gone.json')
+    status, text = tool(TRAIN, CONFIG, '--dry-run', *missing, folder=folder)
+    assert status == 1
+    assert f'annotation file: {folder}/data/gone.json' in text
+    assert text.rstrip().endswith('cannot start: 1 things missing')
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ((TRAIN, 'configs/toy/smal.py'), 'train.py: config configs/toy/smal.py not found; near: '),
+        ((TRAIN, CONFIG, '--resume', 'gone.pth'), 'train.py: --resume: checkpoint gone.pth not'),
+        ((TEST, CONFIG, 'gone.pth'), 'test.py: checkpoint gone.pth not found'),
+        ((TEST, CONFIG, '--results', 'gone.json'), 'test.py: --results: file gone.json not found'),
+        ((TEST, CONFIG), 'give a CHECKPOINT to test, or --results FILE to evaluate'),
+        ((TEST, CONFIG, CHECKPOINT, '--out', 'a.txt'), 'should end in .pkl or .pickle'),
+        ((TEST, CONFIG, CHECKPOINT, '--tta'), '--tta needs tta_model and tta_pipeline'),
+        ((TEST, CONFIG, CHECKPOINT, '--show-dir', 'd'), 'default_hooks.visualization of type'),
+    ],
+)
+def test_mistakes_take_one_line(trained, args, message, monkeypatch, capsys):
+    monkeypatch.chdir(trained[0])
+    path, *arguments = args
+    main = runpy.run_path(path)['main']
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    # Text given to `sys.exit` is printed, and the status is 1; argparse prints by itself.
+    assert message in str(stopped.value.code) + capsys.readouterr().err
+
+
+def test_a_shipped_config_goes_by_its_name(tmp_path):
+    """From a folder without `configs/`; nothing but the data and weights may be missing."""
+    pytest.importorskip('mmdet')
+    tiny = ('model.backbone.size=tiny', 'model.neck.in_channels=192')
+    blocks = 'model.backbone.global_block_indexes=[3,7,11]'
+    args = ('--dry-run', '--gpus', '64', '--cfg-options', *tiny, blocks)
+    status, text = tool(TRAIN, 'lvis/eva_cascade', *args, folder=tmp_path)
+    assert status == 1, text
+    assert '64 images per update' in text
+    assert 'annotation file: data/lvis_v1/annotations/lvis_v1_train.json' in text
+    assert re.search(r'cannot start: \d+ things missing', text)
+
+
+@pytest.mark.slow
+def test_the_billion_parameter_dry_run_fits_a_laptop(tmp_path):
+    pytest.importorskip('mmdet')
+    status, text = tool(TRAIN, 'lvis/eva_cascade', '--dry-run', folder=tmp_path)
+    assert status == 1, text
+    assert 'base batch: 64, 64 times as many' in text
+    assert re.search(r'activations of backbone and neck \(1280 x 1280 px.* \d+\.\d\d GiB', text)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    assert peak < 6, f'{peak:.1f} GiB'
+    print(f'\npeak memory {peak:.2f} GiB')
