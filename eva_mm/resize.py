@@ -8,6 +8,7 @@ differentiable, deterministic on every device, and without SciPy at run time.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -130,6 +131,13 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _full_precision(device_type: str):
+    """Context without autocast; the meta device knows none."""
+    if device_type == 'meta':
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def resize_grid(grid: Tensor, size: tuple[int, int], rule: str = 'bicubic') -> Tensor:
     """Resize the first two axes of ``grid`` (h, w, ...) to ``size``; dtype is kept."""
     h, w = grid.shape[:2]
@@ -138,7 +146,7 @@ def resize_grid(grid: Tensor, size: tuple[int, int], rule: str = 'bicubic') -> T
     dtype = _compute_dtype(grid)
     rows = resize_matrix(rule, h, size[0], grid.device, dtype)
     cols = resize_matrix(rule, w, size[1], grid.device, dtype)
-    with torch.autocast(grid.device.type, enabled=False):
+    with _full_precision(grid.device.type):
         out = torch.tensordot(rows, grid.to(dtype), dims=([1], [0]))
         out = torch.tensordot(cols, out, dims=([1], [1])).transpose(0, 1)
     return out.to(grid.dtype)
@@ -189,7 +197,7 @@ def resize_rel_pos(table: Tensor, length: int, rule: str = 'linear') -> Tensor:
         raise ValueError(f'unknown relative table rule {rule!r}, expected one of {REL_POS_RULES}')
     dtype = _compute_dtype(table)
     matrix = resize_matrix(rule, len(table), length, table.device, dtype)
-    with torch.autocast(table.device.type, enabled=False):
+    with _full_precision(table.device.type):
         return (matrix @ table.to(dtype)).to(table.dtype)
 
 

@@ -462,7 +462,7 @@ class EVAVisionTransformer(nn.Module):
             return self.fc_norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
         if self.pooling == 'cls':
             return tokens[:, 0]
-        raise ValueError("a model with pooling=None is dense: it has no pooled feature")
+        raise ValueError('a model with pooling=None is dense: it has no pooled feature')
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W), normalised -> logits (B, num_classes), or pooled (B, D)."""

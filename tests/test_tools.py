@@ -125,14 +125,53 @@ def test_mixed_precision_and_scaled_rate(trained):
 
 def test_two_processes_on_cpus(trained):
     folder, _ = trained
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
-    torchrun += ['--master_port', str(20000 + os.getpid() % 20000)]
-    command = [*torchrun, TRAIN, CONFIG, '--launcher', 'pytorch', '--work-dir', 'two']
-    status, text = call(command, folder)
+    launcher = str(ROOT / 'tools' / 'dist_train.sh')
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    port = str(20000 + os.getpid() % 20000)
+    command = [launcher, CONFIG, '2', '--work-dir', 'two']
+    status, text = call(command, folder, PATH=path, PORT=port)
     assert status == 0, text
     assert re.search(r'toy/accuracy: 100\.0', text)
     assert 'Distributed training: True' in text
     assert 'GPU number: 2' in text
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'called'),
+    [
+        ('slurm_train.sh', ['CONFIG', '--amp'], 'train.py CONFIG --launcher slurm --amp'),
+        (
+            'slurm_test.sh',
+            ['CONFIG', 'WEIGHTS', '--out', 'a b.pkl'],
+            'test.py CONFIG WEIGHTS --launcher slurm --out a b.pkl',
+        ),
+    ],
+)
+def test_slurm_scripts_ask_for_the_nodes(tmp_path, script, args, called):
+    """`srun` is played by a script that prints what it is given, one argument a line."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    command = [ROOT / 'tools' / script, 'PARTITION', 'JOB', *args]
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    status, text = call(command, tmp_path, PATH=path, GPUS='64', SRUN_ARGS='--quiet --exclusive')
+    given = text.splitlines()
+    assert status == 0
+    assert {'--ntasks=64', '--ntasks-per-node=8', '--gres=gpu:8', '--quiet', '--exclusive'} <= set(
+        given
+    )
+    start = next(i for i, line in enumerate(given) if line.endswith('.py'))
+    assert ' '.join(given[start:]).endswith(called)
+    if 'a b.pkl' in args:
+        assert 'a b.pkl' in given  # still one argument
+
+
+@pytest.mark.parametrize('script', sorted(path.name for path in (ROOT / 'tools').glob('*.sh')))
+def test_shell_scripts_tell_their_usage(tmp_path, script):
+    status, text = call([ROOT / 'tools' / script], tmp_path)
+    assert status != 0
+    assert f'{script} ' in text
+    assert 'CONFIG' in text
 
 
 def test_dry_run_reports_and_exits_by_what_is_missing(trained):

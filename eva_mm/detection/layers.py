@@ -1,13 +1,28 @@
 """Small layers of the published detector."""
 
+import torch
 import torch.nn as nn
 from mmdet.registry import MODELS
 from torch import Tensor
-from torchvision.models.convnext import LayerNorm2d
 
-# The channel-first layer normalisation that detectron2 calls "LN", for norm_cfg entries.
-MODELS.register_module('EVALN2d', module=LayerNorm2d)
-LN2D_CFG = dict(type='EVALN2d', eps=1e-6)
+
+@MODELS.register_module('EVALN2d')
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of (B, C, H, W), for ``norm_cfg`` entries.
+
+    Written out on the channel axis as the published code does
+    (EVA-01/det/detectron2/layers/batch_norm.py), not through ``F.layer_norm`` on a permuted copy:
+    the sums then round alike, and units at the kink of a ReLU fall on the same side. It also keeps
+    the memory layout.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-6):
+        super().__init__(num_channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(dim=1, keepdim=True)
+        x = x / torch.sqrt(x.pow(2).mean(dim=1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
 
 
 class ConvLN(nn.Conv2d):
@@ -21,7 +36,7 @@ class ConvLN(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
         )
-        self.norm = LayerNorm2d(out_channels, eps=LN2D_CFG['eps'])
+        self.norm = LayerNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(super().forward(x))

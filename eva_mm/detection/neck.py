@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
-from torchvision.models.convnext import LayerNorm2d
 
-from .layers import ConvLN
+from .layers import ConvLN, LayerNorm2d
 
 
 def _rescaling(in_channels: int, scale: float) -> tuple[list[nn.Module], int]:
@@ -19,7 +18,7 @@ def _rescaling(in_channels: int, scale: float) -> tuple[list[nn.Module], int]:
     if scale == 4:
         layers = [
             nn.ConvTranspose2d(in_channels, half, 2, stride=2),
-            LayerNorm2d(half, eps=1e-6),
+            LayerNorm2d(half),
             nn.GELU(),
             nn.ConvTranspose2d(half, quarter, 2, stride=2),
         ]
@@ -78,6 +77,6 @@ class SimpleFeaturePyramid(BaseModule):
         levels = [getattr(self, name)(inputs[0]) for name in self.stage_names]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
-        # mmcv's RoIAlign reads memory as if it were contiguous, which channel-first layer
-        # normalisation does not leave behind.
+        # mmcv's RoIAlign reads memory as if it were contiguous; a map in channels_last layout
+        # would come out wrong without any error.
         return tuple(level.contiguous() for level in levels)

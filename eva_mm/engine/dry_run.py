@@ -26,6 +26,7 @@ _GIB = 2**30
 _SIZE_KEYS = ('pad_size', 'img_size', 'image_size', 'input_size', 'crop_size', 'size')
 _RESIZE_KEYS = (*_SIZE_KEYS, 'scale', 'scales')
 _SAMPLED_IMAGES = 200
+_WARM_UPS = ('ConstantLR', 'LinearLR')
 _AUTOCAST_DTYPES = {
     'AmpOptimWrapper': 'float16',
     'AutocastOptimWrapper': 'bfloat16',
@@ -427,7 +428,8 @@ def _moments(scheduler: Any, scale: int) -> Iterator[tuple[int, str]]:
     for milestone in getattr(scheduler, 'milestones', ()):
         yield (scheduler.begin + milestone) * scale, f'{kind} milestone'
     if not hasattr(scheduler, 'milestones'):
-        yield (scheduler.end - 1) * scale, f'{kind} ends'
+        name = f'warm-up ({kind})' if kind in _WARM_UPS else kind
+        yield (scheduler.end - 1) * scale, f'{name} ends'
 
 
 # ------------------------------------------------------------------------------------------- memory

@@ -369,7 +369,7 @@ def evaluate_results(cfg: Config, results: str) -> dict:
         dict: Metric name -> value.
 
     Raises:
-        UsageError: The file is missing, or no metric can evaluate a file.
+        UsageError: The file is missing or malformed, or no metric can evaluate a file.
     """
     if not Path(results).is_file():
         raise UsageError(f'--results: file {results} not found')
@@ -386,7 +386,10 @@ def evaluate_results(cfg: Config, results: str) -> dict:
     values: dict[str, Any] = {}
     for metric in able:
         metric.dataset_meta = dataset.metainfo
-        values.update(metric.evaluate_results_file(results))
+        try:
+            values.update(metric.evaluate_results_file(results))
+        except ValueError as error:
+            raise UsageError(f'--results: {error}') from error
     print_log('\n'.join(f'{name}: {value}' for name, value in values.items()), logger='current')
     return values
 

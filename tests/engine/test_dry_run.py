@@ -52,7 +52,7 @@ def test_a_run_that_could_start(cfg, capsys):
         'base batch: 8',
         '15 epochs of 2 iterations on these data',
         'first 0 0.000625 0.01',
-        'LinearLR ends 10 0.00625 0.1',
+        'warm-up (LinearLR) ends 10 0.00625 0.1',
         'MultiStepLR milestone 20 0.000625 0.01',
         'none: every weight starts from its initialisation',
         'ready: this run can start',
@@ -126,7 +126,7 @@ def test_a_run_by_epochs(cfg, capsys):
     # 16 images in batches of 4: an epoch is 4 iterations, and the warm-up ends with the 8th.
     assert '24 iterations of 4 iterations on these data' in lines(text)
     for line in (
-        'LinearLR ends 7 0.00625 0.1',
+        'warm-up (LinearLR) ends 7 0.00625 0.1',
         'MultiStepLR milestone 12 0.000625 0.01',
         'MultiStepLR milestone 20 6.25e-05 0.001',
     ):
