@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """||actual - expected|| / ||expected||."""
-    difference = (actual.detach().double() - expected.double()).norm()
-    return float(difference / expected.double().norm().clamp(min=1e-12))
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 def load_config(name: str, scope: str = 'mmdet') -> Config:

@@ -16,7 +16,13 @@ _base_ = './eva_cascade.py'
 image_size = (1536, 1536)
 test_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='Resize', scale=image_size, keep_ratio=True, backend='pillow'),
+    dict(
+        type='ResizeShortestEdge',
+        scale=image_size[0],
+        max_size=image_size[0],
+        resize_type='Resize',
+        backend='pillow',
+    ),
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),

@@ -75,7 +75,7 @@ def check_lvis_fields(data: dict, path: str) -> None:
                     raise ValueError(
                         f'annotation file {path} is not LVIS: {section} entry '
                         f'id={entry.get("id")} has no {field!r} (for COCO use EVACocoDataset '
-                        f'and FasterCocoMetric)'
+                        f'and EVACocoMetric)'
                     )
 
 

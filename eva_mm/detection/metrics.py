@@ -21,10 +21,8 @@ from .fast_eval import (
 )
 
 
-# The continuation of mmdet ships a metric of this name (rounded to three digits, box-only files
-# of results); mmdet 3.3 does not. Ours takes its place, so that configs mean the same on both.
-@METRICS.register_module(force=True)
-class FasterCocoMetric(CocoMetric):
+@METRICS.register_module()
+class EVACocoMetric(CocoMetric):
     """COCO's box and mask AP, equal to pycocotools' at 100 detections per image and class.
 
     Reports ``coco/bbox_mAP``, ``_mAP_50``, ``_mAP_75``, ``_mAP_s``, ``_mAP_m``, ``_mAP_l`` and the
@@ -262,12 +260,12 @@ class FasterCocoMetric(CocoMetric):
 
 
 @METRICS.register_module()
-class FasterLVISMetric(FasterCocoMetric):
+class EVALVISMetric(EVACocoMetric):
     """LVIS's box and mask AP, equal to lvis-api's.
 
     Reports ``lvis/bbox_AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``APr``, ``APc``,
     ``APf`` and the same for ``segm``: fractions, not rounded; -1 where nothing is annotated.
-    Arguments are those of :class:`FasterCocoMetric`, but:
+    Arguments are those of :class:`EVACocoMetric`, but:
 
     Args:
         ann_file: LVIS annotations, v1 or v0.5; needed, as they tell what is known of an image.
@@ -318,7 +316,7 @@ def evaluate_results_file(metric: object, path: str) -> dict[str, float]:
 
     Args:
         metric: a metric, its config, or a list of them (``cfg.test_evaluator``).
-        path: see :meth:`FasterCocoMetric.evaluate_results_file`.
+        path: see :meth:`EVACocoMetric.evaluate_results_file`.
 
     Returns:
         Names with prefix, and values, of all metrics.
@@ -329,9 +327,9 @@ def evaluate_results_file(metric: object, path: str) -> dict[str, float]:
     if isinstance(metric, list | tuple):
         return {k: v for each in metric for k, v in evaluate_results_file(each, path).items()}
     built = METRICS.build(metric) if isinstance(metric, dict) else metric
-    if not isinstance(built, FasterCocoMetric):
+    if not isinstance(built, EVACocoMetric):
         raise TypeError(
-            f'{type(built).__name__} cannot evaluate saved results; use FasterCocoMetric or '
-            f'FasterLVISMetric'
+            f'{type(built).__name__} cannot evaluate saved results; use EVACocoMetric or '
+            f'EVALVISMetric'
         )
     return built.evaluate_results_file(path)

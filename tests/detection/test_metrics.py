@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from eva_mm.demo import generate_lvis
 from eva_mm.detection import fast_eval
-from eva_mm.detection.metrics import FasterCocoMetric, FasterLVISMetric, evaluate_results_file
+from eva_mm.detection.metrics import EVACocoMetric, EVALVISMetric, evaluate_results_file
 from tests.parity.reference import DEFAULT_DIR
 
 REAL = DEFAULT_DIR.parent / 'data' / 'annotations'
@@ -127,7 +127,7 @@ def check_against_lvis_api(api, path, detections, tmp_path, caps=(20, 300, 1000)
     results.write_text(json.dumps(detections))
     seen = []
     for max_dets in caps:
-        metric = FasterLVISMetric(str(path), metric=['bbox', 'segm'], max_dets=max_dets)
+        metric = EVALVISMetric(str(path), metric=['bbox', 'segm'], max_dets=max_dets)
         found = metric.evaluate_results_file(str(results))
         for iou_type in ('bbox', 'segm'):
             expected = lvis_reference(api, path, detections, iou_type, max_dets)
@@ -219,7 +219,7 @@ def test_lvis_rules(lvis_api, tmp_path, name, flag):
     path, results = tmp_path / 'lvis.json', tmp_path / 'results.json'
     path.write_text(json.dumps(data))
     results.write_text(json.dumps(TRAPS[name]))
-    found = FasterLVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(str(results))
+    found = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(str(results))
     for iou_type in ('bbox', 'segm'):
         expected = lvis_reference(lvis_api, path, TRAPS[name], iou_type, 300)
         assert {k: found[k] for k in expected} == pytest.approx(expected, abs=1e-6)
@@ -229,7 +229,7 @@ def test_groups_of_categories_do_not_change_the_result(demo, tmp_path, monkeypat
     path = demo / 'annotations' / 'lvis_v1_val.json'
     results = tmp_path / 'results.json'
     results.write_text(json.dumps(made_detections(json.loads(path.read_text()), crowded=0)))
-    metric = FasterLVISMetric(str(path), metric='bbox')
+    metric = EVALVISMetric(str(path), metric='bbox')
     whole = metric.evaluate_results_file(str(results))
     for size in (1, 5, 1000):
         monkeypatch.setattr(fast_eval, 'CATEGORIES_AT_ONCE', size)
@@ -253,7 +253,7 @@ def coco_reference(path, detections, iou_type):
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
 def test_coco_on_real_results(iou_type):
     path, results = real('coco_val2014_100.json'), real(f'coco_fake{iou_type}100_results.json')
-    found = FasterCocoMetric(str(path), metric=iou_type).evaluate_results_file(str(results))
+    found = EVACocoMetric(str(path), metric=iou_type).evaluate_results_file(str(results))
     expected = coco_reference(path, json.loads(results.read_text()), iou_type)
     assert found == pytest.approx(expected, abs=1e-4)
     assert expected[f'coco/{iou_type}_mAP'] > 0.3
@@ -268,7 +268,7 @@ def test_coco_with_crowds_gaps_and_over_the_cap(tmp_path):
         one['category_id'] = 1
     results = tmp_path / 'results.json'
     results.write_text(json.dumps(detections))
-    metric = FasterCocoMetric(str(path), metric=['bbox', 'segm'])
+    metric = EVACocoMetric(str(path), metric=['bbox', 'segm'])
     found = metric.evaluate_results_file(str(results))
     expected = {
         **coco_reference(path, detections, 'bbox'),
@@ -308,7 +308,7 @@ def test_predictions_and_their_file_agree(demo, tmp_path, masks):
     path = demo / 'annotations' / 'lvis_v1_val.json'
     data = json.loads(path.read_text())
     detections = made_detections(data, crowded=0)
-    config = dict(type='FasterLVISMetric', ann_file=str(path), metric=['bbox', 'segm'])
+    config = dict(type='EVALVISMetric', ann_file=str(path), metric=['bbox', 'segm'])
     metric = METRICS.build(dict(config, outfile_prefix=str(tmp_path / 'deep' / 'out')))
     metric.dataset_meta = dict(classes=[c['name'] for c in data['categories']])
     samples = list(samples_of(data, detections, masks))
@@ -328,7 +328,7 @@ def test_format_only_writes_and_evaluates_nothing(tmp_path):
     data = tiny_lvis()
     path = tmp_path / 'lvis.json'
     path.write_text(json.dumps(data))
-    metric = FasterCocoMetric(
+    metric = EVACocoMetric(
         str(path), format_only=True, outfile_prefix=str(tmp_path / 'out'), prefix='mine'
     )
     metric.dataset_meta = dict(classes=('three', 'seven'))
@@ -348,7 +348,7 @@ def test_masks_keep_their_own_scores(tmp_path):
     path = tmp_path / 'lvis.json'
     path.write_text(json.dumps(data))
     detections = [detection(5, 7, 60, 0.9), detection(5, 7, 120, 0.8), detection(11, 7, 10, 0.7)]
-    metric = FasterCocoMetric(str(path), metric=['bbox', 'segm'])
+    metric = EVACocoMetric(str(path), metric=['bbox', 'segm'])
     metric.dataset_meta = dict(classes=('three', 'seven'))
     samples = list(samples_of(data, detections, 'rle'))
     for sample, scores in zip(samples, ([0.7], [0.1, 0.8], [])):
@@ -366,7 +366,7 @@ def test_masks_keep_their_own_scores(tmp_path):
 
 
 def test_ground_truth_from_the_samples():
-    metric = FasterCocoMetric(metric='bbox')
+    metric = EVACocoMetric(metric='bbox')
     metric.dataset_meta = dict(classes=('a', 'b'))
     instances = [dict(bbox=[10, 10, 50, 50], bbox_label=1, ignore_flag=0)]
     predicted = dict(
@@ -385,7 +385,7 @@ def test_classes_map_to_ascending_category_ids(tmp_path):
     """tiny_lvis lists category 7 before 3, a subset of classes leaves a gap."""
     path = tmp_path / 'lvis.json'
     path.write_text(json.dumps(tiny_lvis()))
-    metric = FasterLVISMetric(str(path))
+    metric = EVALVISMetric(str(path))
     assert metric._category_ids(metric.data) == [3, 7]
     metric.dataset_meta = dict(classes=('seven',))
     assert metric._category_ids(metric.data) == [7]
@@ -398,7 +398,7 @@ def test_nothing_detected_is_zero_not_an_error(tmp_path):
     path, results = tmp_path / 'lvis.json', tmp_path / 'results.json'
     path.write_text(json.dumps(tiny_lvis()))
     results.write_text('[]')
-    values = FasterLVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(
+    values = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(
         str(results)
     )
     assert values['lvis/bbox_AP'] == values['lvis/segm_APr'] == 0
@@ -413,7 +413,7 @@ def test_classwise_and_printed_table(tmp_path, monkeypatch):
     monkeypatch.setattr(
         MMLogger.get_current_instance(), 'info', lambda text, *_: printed.append(text)
     )
-    values = FasterLVISMetric(str(path), classwise=True).evaluate_results_file(str(results))
+    values = EVALVISMetric(str(path), classwise=True).evaluate_results_file(str(results))
     assert values['lvis/bbox_AP/three'] == pytest.approx(1)
     assert values['lvis/bbox_AP/seven'] == 0
     assert values['lvis/bbox_AP'] == pytest.approx(0.5)
@@ -446,7 +446,7 @@ def test_bad_results_are_named(tmp_path, message):
     path.write_text(json.dumps(tiny_lvis()))
     results.write_text(json.dumps(BAD_RESULTS[message]))
     with pytest.raises(ValueError, match=message):
-        FasterLVISMetric(str(path)).evaluate_results_file(str(results))
+        EVALVISMetric(str(path)).evaluate_results_file(str(results))
 
 
 def test_results_without_masks_leave_segm_out(tmp_path):
@@ -455,18 +455,18 @@ def test_results_without_masks_leave_segm_out(tmp_path):
     one = detection(11, 3, 100, 0.5)
     del one['segmentation']
     results.write_text(json.dumps([one]))
-    values = FasterLVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(
+    values = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(
         str(results)
     )
     assert {key.split('_')[0] for key in values} == {'lvis/bbox'}
     with pytest.raises(ValueError, match='nothing to evaluate'):
-        FasterLVISMetric(str(path), metric='segm').evaluate_results_file(str(results))
+        EVALVISMetric(str(path), metric='segm').evaluate_results_file(str(results))
 
 
 def test_names_resolve_to_ours():
-    """Some distributions of mmdet ship a FasterCocoMetric of their own."""
-    assert METRICS.get('FasterCocoMetric') is FasterCocoMetric
-    assert METRICS.get('FasterLVISMetric') is FasterLVISMetric
+    """Some distributions of mmdet ship a EVACocoMetric of their own."""
+    assert METRICS.get('EVACocoMetric') is EVACocoMetric
+    assert METRICS.get('EVALVISMetric') is EVALVISMetric
 
 
 def test_bad_arguments_are_named(tmp_path):
@@ -475,14 +475,14 @@ def test_bad_arguments_are_named(tmp_path):
     del data['images'][1]['neg_category_ids']
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="not LVIS: images entry id=5 has no 'neg_category_ids'"):
-        FasterLVISMetric(str(path))
+        EVALVISMetric(str(path))
     with pytest.raises(ValueError, match='metric should be'):
-        FasterCocoMetric(str(path), metric='proposal')
+        EVACocoMetric(str(path), metric='proposal')
     with pytest.raises(ValueError, match='max_dets'):
-        FasterCocoMetric(str(path), max_dets=0)
+        EVACocoMetric(str(path), max_dets=0)
     with pytest.raises(ValueError, match='outfile_prefix is needed'):
-        FasterCocoMetric(str(path), format_only=True)
+        EVACocoMetric(str(path), format_only=True)
     with pytest.raises(FileNotFoundError, match='missing.json'):
-        FasterCocoMetric(str(tmp_path / 'missing.json'))
+        EVACocoMetric(str(tmp_path / 'missing.json'))
     with pytest.raises(TypeError, match='CocoMetric cannot evaluate'):
         evaluate_results_file(dict(type='CocoMetric', ann_file=str(path)), 'results.json')

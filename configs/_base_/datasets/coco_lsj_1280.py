@@ -12,7 +12,13 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile', imdecode_backend='pillow'),
-    dict(type='Resize', scale=(1280, 1280), keep_ratio=True, backend='pillow'),
+    dict(
+        type='ResizeShortestEdge',
+        scale=1280,
+        max_size=1280,
+        resize_type='Resize',
+        backend='pillow',
+    ),
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
@@ -33,5 +39,5 @@ val_dataloader = dict(
     num_workers=4, dataset=dict(type=dataset_type, pipeline=test_pipeline)
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='FasterCocoMetric')
+val_evaluator = dict(type='EVACocoMetric')
 test_evaluator = val_evaluator

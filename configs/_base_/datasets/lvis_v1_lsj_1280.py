@@ -23,7 +23,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type='FasterLVISMetric', ann_file=data_root + 'annotations/lvis_v1_val.json', max_dets=300
+    type='EVALVISMetric', ann_file=data_root + 'annotations/lvis_v1_val.json', max_dets=300
 )
 test_evaluator = val_evaluator
 # Negative sampling of the federated loss follows the image counts of the training set.
