@@ -32,3 +32,66 @@ def one_to_one(allowed: np.ndarray) -> bool:
 
     matching = maximum_bipartite_matching(csr_matrix(allowed), perm_type='column')
     return bool((matching >= 0).all())
+
+
+def detector_options(
+    *,
+    pad_size: tuple[int, int] = (128, 128),
+    img_size: int = 128,
+    patch_size: int = 16,
+    embed_dim: int = 32,
+    depth: int = 4,
+    num_heads: int = 4,
+    mlp_dim: int = 64,
+    window_size: int = 4,
+    global_block_indexes: tuple[int, ...] = (3,),
+    channels: int = 16,
+    fc_channels: int = 32,
+    num_classes: int = 5,
+) -> dict:
+    """Options under ``model`` that shrink a leaf of the cascade detector; no type changes."""
+    extractor = dict(out_channels=channels)
+    return dict(
+        data_preprocessor=dict(pad_size=pad_size),
+        backbone=dict(
+            img_size=img_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            window_size=window_size,
+            global_block_indexes=list(global_block_indexes),
+            drop_path_rate=0.0,
+        ),
+        neck=dict(in_channels=embed_dim, out_channels=channels),
+        rpn_head=dict(in_channels=channels, feat_channels=channels),
+        roi_head=dict(
+            bbox_roi_extractor=extractor,
+            mask_roi_extractor=extractor,
+            bbox_head=dict(
+                in_channels=channels,
+                conv_out_channels=channels,
+                fc_out_channels=fc_channels,
+                num_classes=num_classes,
+            ),
+            mask_head=dict(
+                in_channels=channels, conv_out_channels=channels, num_classes=num_classes
+            ),
+        ),
+    )
+
+
+def shrink_detector(cfg: Config, **sizes) -> Config:
+    """A leaf of the cascade detector at test size, in place. See :func:`detector_options`."""
+    options = detector_options(**sizes)
+    cfg.merge_from_dict(dict(model=options))
+    num_classes = options['roi_head']['bbox_head']['num_classes']
+    loss_cls = cfg.model.roi_head.bbox_head.loss_cls
+    if loss_cls.type == 'FederatedLoss':
+        loss_cls.update(
+            num_classes=num_classes,
+            num_sampled_classes=num_classes + 1,
+            class_image_counts=list(range(1, num_classes + 1)),
+        )
+    return cfg

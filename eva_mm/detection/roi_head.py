@@ -50,6 +50,8 @@ def paste_masks(
 ) -> Tensor:
     """Paste mask probabilities (n, s, s) into boxes (n, 4) of an image: (n, *shape) bool."""
     pasted = torch.zeros(len(boxes), *shape, dtype=torch.bool, device=boxes.device)
+    if len(boxes) == 0:
+        return pasted
     # One by one on a CPU, where only the pixels of the box are computed.
     on_cpu = boxes.device.type == 'cpu'
     for index in torch.arange(len(boxes), device=boxes.device).split(1 if on_cpu else 32):

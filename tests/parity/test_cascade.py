@@ -14,11 +14,10 @@ from mmengine.structures import InstanceData
 
 from eva_mm.zoo.keys import DETECTOR_KEYS
 
-from ..helpers import load_config, one_to_one, relative_error
+from ..helpers import load_config, one_to_one, relative_error, shrink_detector
 from .reference import reference_files
 
 LEAVES = dict(coco='coco/eva_cascade', lvis='lvis/eva_cascade')
-REL_POS_TYPES = dict(vitdet='vitdet', beit='beit')
 EVERY = 100_000  # sampler size at which every box or anchor is sampled
 SOFT_NMS = dict(type='soft_nms', method='linear', iou_threshold=0.6, sigma=0.5, min_score=1e-3)
 
@@ -28,51 +27,28 @@ pytestmark = pytest.mark.parametrize('path', reference_files('cascade_'))
 def shrunk_config(ref: dict):
     """The leaf config at the reference's size, through options a user could type."""
     c = ref['config']
-    cfg = load_config(LEAVES[c['kind']])
     windowed = set(c['window_block_indexes'])
-    channels, fc = c['fpn_channels'], c['fc_channels']
-    extractor = dict(out_channels=channels)
-    options = dict(
-        data_preprocessor=dict(
-            pad_size=tuple(ref['padded_shape'][-2:]), mean=c['pixel_mean'], std=c['pixel_std']
-        ),
-        backbone=dict(
-            img_size=c['img_size'],
-            patch_size=c['patch_size'],
-            embed_dim=c['embed_dim'],
-            depth=c['depth'],
-            num_heads=c['num_heads'],
-            mlp_dim=int(c['embed_dim'] * c['mlp_ratio']),
-            window_size=c['window_size'],
-            global_block_indexes=[i for i in range(c['depth']) if i not in windowed],
-            rel_pos_interpolation=REL_POS_TYPES[c['rel_pos_interp']],
-            drop_path_rate=0.0,
-        ),
-        neck=dict(in_channels=c['embed_dim'], out_channels=channels),
-        rpn_head=dict(in_channels=channels, feat_channels=channels),
-        roi_head=dict(
-            bbox_roi_extractor=extractor,
-            mask_roi_extractor=extractor,
-            bbox_head=dict(
-                in_channels=channels,
-                conv_out_channels=channels,
-                fc_out_channels=fc,
-                num_classes=c['num_classes'],
-            ),
-            mask_head=dict(
-                in_channels=channels, conv_out_channels=channels, num_classes=c['num_classes']
-            ),
-        ),
+    cfg = shrink_detector(
+        load_config(LEAVES[c['kind']]),
+        pad_size=tuple(ref['padded_shape'][-2:]),
+        img_size=c['img_size'],
+        patch_size=c['patch_size'],
+        embed_dim=c['embed_dim'],
+        depth=c['depth'],
+        num_heads=c['num_heads'],
+        mlp_dim=int(c['embed_dim'] * c['mlp_ratio']),
+        window_size=c['window_size'],
+        global_block_indexes=tuple(i for i in range(c['depth']) if i not in windowed),
+        channels=c['fpn_channels'],
+        fc_channels=c['fc_channels'],
+        num_classes=c['num_classes'],
     )
-    cfg.merge_from_dict(dict(model=options))
+    cfg.model.data_preprocessor.update(mean=c['pixel_mean'], std=c['pixel_std'])
+    cfg.model.backbone.rel_pos_interpolation = c['rel_pos_interp']
     if c['kind'] == 'lvis':
-        # The reference keeps every class in the federated loss: sample as many as there are.
-        counts = [w**2 for w in c['fed_loss_weights']]
-        cfg.model.roi_head.bbox_head.loss_cls.update(
-            num_classes=c['num_classes'],
-            num_sampled_classes=c['num_classes'] + 1,
-            class_image_counts=counts,
-        )
+        # The reference keeps every class in the federated loss: shrink_detector samples them all.
+        counts = [weight**2 for weight in c['fed_loss_weights']]
+        cfg.model.roi_head.bbox_head.loss_cls.class_image_counts = counts
     # Sample every box and every anchor, as the reference losses do.
     cfg.model.train_cfg.rcnn[0].sampler.update(num=EVERY, pos_fraction=1.0)
     cfg.model.train_cfg.rpn.sampler.update(num=EVERY, pos_fraction=1.0)

@@ -1,0 +1,79 @@
+"""Mask targets: polygons in boxes, by hand, where stock mmdet gives something else."""
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures.mask import BitmapMasks, PolygonMasks, mask_target
+from mmengine.config import ConfigDict
+
+from eva_mm.detection.mask_head import mask_targets_in_boxes
+
+from .conftest import square
+
+FIRST = torch.tensor([0])
+
+
+def targets(box, masks, size=28):
+    return mask_targets_in_boxes(torch.tensor([box]), masks, FIRST, size)[0]
+
+
+def stock(box, masks, size=28):
+    cfg = ConfigDict(mask_size=size)
+    return mask_target([torch.tensor([box])], [FIRST], [masks], cfg)[0]
+
+
+def test_polygon_fills_its_own_box():
+    masks = PolygonMasks([[square(10, 10, 20)]], 64, 64)
+    assert targets([10.0, 10.0, 30.0, 30.0], masks).mean() == 1
+    left_half = targets([0.0, 10.0, 20.0, 30.0], masks)
+    assert left_half[:, 14:].mean() == 1
+    assert left_half[:, :14].mean() == 0
+
+
+def test_union_of_parts():
+    masks = PolygonMasks([[square(0, 0, 14), square(14, 14, 14)]], 28, 28)
+    result = targets([0.0, 0.0, 28.0, 28.0], masks)
+    assert result[:14, :14].mean() == result[14:, 14:].mean() == 1
+    assert result[:14, 14:].mean() == result[14:, :14].mean() == 0
+
+
+def test_boxes_are_not_clipped_to_the_canvas():
+    # The box reaches 20 px beyond a canvas of 40 px; the object fills its left half.
+    masks = PolygonMasks([[square(20, 0, 20)]], 40, 40)
+    box = [20.0, 0.0, 60.0, 20.0]
+    ours = targets(box, masks)
+    assert ours[:, :14].mean() == 1
+    assert ours[:, 14:].mean() == 0
+    # mmdet clips the box to the canvas first, so the object fills all of it.
+    assert stock(box, masks).mean() == 1
+
+
+def test_narrow_boxes_are_floored_at_a_tenth_of_a_pixel():
+    # A box half a pixel wide whose left half lies on the object.
+    masks = PolygonMasks([[square(0, 0, 10.25)]], 40, 40)
+    box = [10.0, 0.0, 10.5, 10.0]
+    ours = targets(box, masks)
+    assert ours[:, :14].mean() == 1
+    assert ours[:, 14:].mean() == 0
+    # mmdet counts the box as one pixel wide, and so the object as a quarter of it.
+    assert stock(box, masks)[:, 7:14].mean() < 0.5
+
+
+def test_bitmaps_go_through_roi_align():
+    bitmap = np.zeros((1, 40, 40), dtype=np.uint8)
+    bitmap[0, 10:30, 10:30] = 1
+    masks = BitmapMasks(bitmap, 40, 40)
+    box = [10.0, 10.0, 30.0, 30.0]
+    assert targets(box, masks).mean() == 1
+    # Beyond the canvas there is nothing, rather than the nearest column stretched.
+    beyond = targets([20.0, 10.0, 60.0, 30.0], masks)
+    assert beyond[:, 14:].mean() == 0
+    assert torch.equal(targets(box, masks), stock(box, masks))
+
+
+@pytest.mark.parametrize('kind', ['polygons', 'bitmaps'])
+def test_no_boxes(kind):
+    masks = PolygonMasks([[square(0, 0, 4)]], 8, 8)
+    masks = masks if kind == 'polygons' else masks.to_bitmap()
+    empty = mask_targets_in_boxes(torch.zeros(0, 4), masks, torch.zeros(0).long(), 28)
+    assert empty.shape == (0, 28, 28)
