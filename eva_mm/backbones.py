@@ -74,7 +74,5 @@ class EVAViT(EVAVisionTransformer, BaseModule):
         maps = self.forward_intermediates(image, self.out_indices)
         if self.out_norm:
             last = (-1, len(self.blocks) - 1)
-            maps = [
-                self._normalised(m) if i in last else m for i, m in zip(self.out_indices, maps)
-            ]
+            maps = [self._normalised(m) if i in last else m for i, m in zip(self.out_indices, maps)]
         return tuple(maps)

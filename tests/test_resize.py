@@ -51,7 +51,10 @@ def test_linear_rule(src, dst):
     assert torch.allclose(resize_rel_pos(table, dst), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(('src', 'dst'), [((14, 14), (80, 80)), ((16, 16), (14, 9)), ((2, 3), (5, 4))])
+GRIDS = [((14, 14), (80, 80)), ((16, 16), (14, 9)), ((2, 3), (5, 4))]
+
+
+@pytest.mark.parametrize(('src', 'dst'), GRIDS)
 def test_position_embedding_is_bicubic(src, dst):
     pos_embed = torch.randn(1, 1 + src[0] * src[1], 8)
     grid = pos_embed[0, 1:].T.reshape(1, 8, *src)

@@ -120,7 +120,7 @@ def test_mixed_precision_and_scaled_rate(trained):
     assert status == 0, text
     assert 'Scaling the original LR by 0.5' in text
     saved = (folder / 'amp' / 'small.py').read_text()
-    assert "type='AutocastOptimWrapper'" in saved
+    assert 'on_cpu=True' in saved
 
 
 def test_two_processes_on_cpus(trained):

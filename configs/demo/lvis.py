@@ -40,9 +40,7 @@ model = dict(
             num_classes=num_classes,
             loss_cls=dict(num_classes=num_classes, num_sampled_classes=16),
         ),
-        mask_head=dict(
-            in_channels=channels, conv_out_channels=channels, num_classes=num_classes
-        ),
+        mask_head=dict(in_channels=channels, conv_out_channels=channels, num_classes=num_classes),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
@@ -63,9 +61,7 @@ model = dict(
             for thr, sampler in (
                 (
                     0.5,
-                    dict(
-                        type='RandomSampler', num=48, pos_fraction=0.25, add_gt_as_proposals=True
-                    ),
+                    dict(type='RandomSampler', num=48, pos_fraction=0.25, add_gt_as_proposals=True),
                 ),
                 (0.6, dict(type='PseudoSampler')),
                 (0.7, dict(type='PseudoSampler')),

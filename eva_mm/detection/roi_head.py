@@ -148,9 +148,7 @@ class EVACascadeRoIHead(CascadeRoIHead):
         cls_score, bbox_pred = self.bbox_head[stage](features)
         return dict(cls_score=cls_score, bbox_pred=bbox_pred, bbox_feats=features)
 
-    def _refine(
-        self, stage: int, rois: Tensor, bbox_pred: Tensor, img_metas: list[dict]
-    ) -> Tensor:
+    def _refine(self, stage: int, rois: Tensor, bbox_pred: Tensor, img_metas: list[dict]) -> Tensor:
         """Apply a stage's deltas to its rois (n, 5) and clip to the images: (n, 4)."""
         boxes = self.bbox_head[stage].bbox_coder.decode(rois[:, 1:], bbox_pred)
         shapes = boxes.new_tensor([meta['img_shape'][:2][::-1] for meta in img_metas])
@@ -197,8 +195,7 @@ class EVACascadeRoIHead(CascadeRoIHead):
         if self.with_mask:
             self.predict_mask_probs(x, results_list, self.test_cfg)
         return [
-            self._to_image(results, meta, rescale)
-            for results, meta in zip(results_list, img_metas)
+            self._to_image(results, meta, rescale) for results, meta in zip(results_list, img_metas)
         ]
 
     def predict_bbox(

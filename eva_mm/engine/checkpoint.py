@@ -12,8 +12,9 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from mmengine.dist import get_rank, master_only
 from mmengine.dist import barrier as dist_barrier
+from mmengine.dist import get_rank, master_only
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
@@ -23,11 +24,18 @@ from eva_mm.zoo.download import SCHEME, cached_file
 INNER_KEYS = ('state_dict', 'model', 'module')
 
 
+def _statistic(owner: Any, name: str) -> Any:
+    """Stands in for `getattr`, by which mmengine's `HistoryBuffer` pickles its four statistics."""
+    if owner is HistoryBuffer and name in ('mean', 'max', 'min', 'current'):
+        return getattr(owner, name)
+    raise UnpicklingError(f'attribute {name!r} of {owner!r} is asked for')
+
+
 def _safe_globals() -> list:
     """What mmengine's own resume files hold besides tensors."""
     allowed = getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)()
     # Python's `getattr` is on mmengine's list; it would let a pickle walk to any attribute.
-    return [item for item in allowed if item is not getattr]
+    return [*(item for item in allowed if item is not getattr), (_statistic, 'builtins.getattr')]
 
 
 def safe_load(file: str | os.PathLike, map_location: Any = None) -> dict:
@@ -107,6 +115,6 @@ def load_from_eva(filename: str, map_location: Any = None) -> dict:
 
 # The remaining loaders (object stores, model zoos) read through this function.
 if hasattr(mmengine_checkpoint, '_safe_torch_load'):
-    mmengine_checkpoint._safe_torch_load = (
-        lambda file, map_location=None, weights_only=None: safe_load(file, map_location)
+    mmengine_checkpoint._safe_torch_load = lambda file, map_location=None, weights_only=None: (
+        safe_load(file, map_location)
     )

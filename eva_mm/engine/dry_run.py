@@ -29,7 +29,6 @@ _SAMPLED_IMAGES = 200
 _WARM_UPS = ('ConstantLR', 'LinearLR')
 _AUTOCAST_DTYPES = {
     'AmpOptimWrapper': 'float16',
-    'AutocastOptimWrapper': 'bfloat16',
     'BF16OptimWrapper': 'bfloat16',
 }
 

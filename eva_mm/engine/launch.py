@@ -6,7 +6,7 @@ import difflib
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, METRICS, OPTIM_WRAPPERS, RUNNERS, init_default_scope
-from mmengine.runner import Runner, autocast, find_latest_checkpoint
+from mmengine.registry import DATASETS, METRICS, RUNNERS, init_default_scope
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import eva_mm
 from eva_mm import compat
@@ -37,29 +36,6 @@ _PLAIN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper')
 
 class UsageError(ValueError):
     """A mistake in what the user typed; tools print its text alone, without a traceback."""
-
-
-@OPTIM_WRAPPERS.register_module()
-class AutocastOptimWrapper(OptimWrapper):
-    """Autocast without loss scaling on any device: what `--amp` means on a CPU.
-
-    mmengine's `AmpOptimWrapper` refuses to be built without a GPU, and `BF16OptimWrapper` leaves a
-    CPU at float32, where that is faster than emulated bfloat16.
-
-    Args:
-        dtype (str): A dtype that autocast takes on this device. Defaults to 'bfloat16'.
-        **kwargs: Passed to `OptimWrapper`.
-    """
-
-    def __init__(self, dtype: str = 'bfloat16', **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.cast_dtype = getattr(torch, dtype)
-
-    @contextmanager
-    def optim_context(self, model: torch.nn.Module):
-        """Run the forward pass of `model` under autocast."""
-        with super().optim_context(model), autocast(dtype=self.cast_dtype):
-            yield
 
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -184,10 +160,8 @@ def enable_amp(cfg: Config) -> None:
         raise UsageError(f'--amp needs optim_wrapper.type in {_PLAIN_WRAPPERS}, but got {kind}')
     _drop_amp_keys(wrapper)
     device = get_device()
-    if device == 'cpu':
-        wrapper.type = 'AutocastOptimWrapper'
-    elif device == 'cuda' and _has_bf16():
-        wrapper.type = 'BF16OptimWrapper'
+    if device == 'cpu' or (device == 'cuda' and _has_bf16()):
+        wrapper.update(type='BF16OptimWrapper', on_cpu=device == 'cpu')
     else:
         wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
 

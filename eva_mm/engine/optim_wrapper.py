@@ -1,6 +1,7 @@
 """bf16 autocast where the device has it."""
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -15,11 +16,20 @@ class BF16OptimWrapper(OptimWrapper):
     bf16 has the range of fp32, so there is no loss scale. mmengine's ``AmpOptimWrapper`` does the
     same with ``dtype='bfloat16'`` but cannot be built without a GPU; this runs the same config on
     a CPU.
+
+    Args:
+        on_cpu: autocast on a CPU too, where bf16 is often emulated and slower (``--amp`` there).
+        **kwargs: see :class:`mmengine.optim.OptimWrapper`.
     """
+
+    def __init__(self, on_cpu: bool = False, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.on_cpu = on_cpu
 
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Context of the forward pass: autocast, and no gradient sync while accumulating."""
-        enabled = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        with super().optim_context(model), torch.autocast('cuda', torch.bfloat16, enabled=enabled):
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        enabled = self.on_cpu if device == 'cpu' else torch.cuda.is_bf16_supported()
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16, enabled=enabled):
             yield

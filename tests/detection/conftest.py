@@ -50,7 +50,5 @@ def sample() -> DetDataSample:
             img_shape=(96, 112), ori_shape=(48, 56), scale_factor=(2.0, 2.0), pad_shape=(128, 128)
         )
     )
-    result.gt_instances = InstanceData(
-        bboxes=boxes, labels=torch.tensor([0, 2, 4]), masks=masks
-    )
+    result.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 2, 4]), masks=masks)
     return result

@@ -398,9 +398,7 @@ def test_nothing_detected_is_zero_not_an_error(tmp_path):
     path, results = tmp_path / 'lvis.json', tmp_path / 'results.json'
     path.write_text(json.dumps(tiny_lvis()))
     results.write_text('[]')
-    values = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(
-        str(results)
-    )
+    values = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(str(results))
     assert values['lvis/bbox_AP'] == values['lvis/segm_APr'] == 0
     assert values['lvis/bbox_APc'] == -1  # no common category
 
@@ -455,9 +453,7 @@ def test_results_without_masks_leave_segm_out(tmp_path):
     one = detection(11, 3, 100, 0.5)
     del one['segmentation']
     results.write_text(json.dumps([one]))
-    values = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(
-        str(results)
-    )
+    values = EVALVISMetric(str(path), metric=['bbox', 'segm']).evaluate_results_file(str(results))
     assert {key.split('_')[0] for key in values} == {'lvis/bbox'}
     with pytest.raises(ValueError, match='nothing to evaluate'):
         EVALVISMetric(str(path), metric='segm').evaluate_results_file(str(results))

@@ -37,9 +37,7 @@ def test_losses_are_divided_by_the_sampler_size(head, sample):
     logits = torch.cat([c[0].permute(1, 2, 0).flatten() for c, _ in outputs])
     deltas = torch.cat([r[0].permute(1, 2, 0).reshape(-1, 4) for _, r in outputs])
     used = positive | negative
-    cls = F.binary_cross_entropy_with_logits(
-        logits[used], positive[used].float(), reduction='sum'
-    )
+    cls = F.binary_cross_entropy_with_logits(logits[used], positive[used].float(), reduction='sum')
     gt = sample.gt_instances.bboxes[result.gt_inds[positive] - 1]
     box = (deltas[positive] - head.bbox_coder.encode(priors[positive], gt)).abs().sum()
     assert relative_error(sum(losses['loss_rpn_cls']), cls / 256) < 1e-5

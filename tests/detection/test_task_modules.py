@@ -20,9 +20,7 @@ def _scope():
 
 def assign(assigner_type, overlaps, **options):
     labels = torch.arange(len(overlaps)) + 10
-    result = assigner_type(**{**RPN, **options}).assign_wrt_overlaps(
-        torch.tensor(overlaps), labels
-    )
+    result = assigner_type(**{**RPN, **options}).assign_wrt_overlaps(torch.tensor(overlaps), labels)
     return result.gt_inds.tolist(), result.labels.tolist()
 
 

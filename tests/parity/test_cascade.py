@@ -118,9 +118,7 @@ def test_proposals(case):
     inputs, samples = batch(ref, model)
     results = model.rpn_head.predict(model.extract_feat(inputs), samples, rescale=False)
     for own, expected in zip(results, ref['proposals']):
-        assert_same_detections(
-            own, dict(boxes=expected['boxes'], scores=expected['objectness'])
-        )
+        assert_same_detections(own, dict(boxes=expected['boxes'], scores=expected['objectness']))
 
 
 def predict(ref: dict, model: torch.nn.Module, **test_cfg) -> tuple[list, list]:
@@ -172,9 +170,7 @@ def test_mask_probabilities(case):
 def test_detections_with_soft_nms(case):
     ref, model = case
     results, _ = predict(ref, model, score_thr=0.0, nms=SOFT_NMS, max_per_img=-1)
-    for index, (own, expected) in enumerate(
-        zip(results, ref['detections_softnms_linear_top300'])
-    ):
+    for index, (own, expected) in enumerate(zip(results, ref['detections_softnms_linear_top300'])):
         assert len(own) == ref['detections_softnms_linear_count'][index]
         best = own.scores.argsort(descending=True)[: len(expected['scores'])]
         assert_same_detections(own[best], expected)

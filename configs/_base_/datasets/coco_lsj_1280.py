@@ -35,9 +35,7 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-val_dataloader = dict(
-    num_workers=4, dataset=dict(type=dataset_type, pipeline=test_pipeline)
-)
+val_dataloader = dict(num_workers=4, dataset=dict(type=dataset_type, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='EVACocoMetric')
 test_evaluator = val_evaluator
