@@ -3,7 +3,7 @@
 from mmdet.models import CascadeRCNN
 from mmdet.registry import MODELS
 
-from eva_mm.zoo.keys import DETECTOR_KEYS
+from eva_mm.engine.checkpoint import rename_published_keys
 
 
 @MODELS.register_module()
@@ -15,10 +15,5 @@ class EVACascadeRCNN(CascadeRCNN):
     """
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        renamed = DETECTOR_KEYS.to_mm(
-            {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        )
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            del state_dict[key]
-        state_dict.update({prefix + key: value for key, value in renamed.items()})
+        rename_published_keys(state_dict, prefix, 'detector')
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -19,6 +19,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from eva_mm.zoo.download import SCHEME, cached_file
+from eva_mm.zoo.keys import TABLES
 
 # Where published files keep their weights, in the order the authors' loaders look.
 INNER_KEYS = ('state_dict', 'model', 'module')
@@ -80,6 +81,19 @@ def with_state_dict(checkpoint: dict) -> dict:
             rest = {k: v for k, v in checkpoint.items() if k != key}
             return {'state_dict': checkpoint[key], **rest}
     return checkpoint
+
+
+def rename_published_keys(state_dict: dict, prefix: str, task: str) -> None:
+    """Rename published parameter names to ours, in place; for models' ``_load_from_state_dict``.
+
+    Args:
+        state_dict: being loaded; names that are ours already stay.
+        prefix: of the model's own names in it.
+        task: a key of :data:`eva_mm.zoo.keys.TABLES`.
+    """
+    own = {k[len(prefix) :]: k for k in state_dict if k.startswith(prefix)}
+    values = {name: state_dict.pop(key) for name, key in own.items()}
+    state_dict.update({prefix + k: v for k, v in TABLES[task].to_mm(values).items()})
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)

@@ -92,3 +92,5 @@ DETECTOR_KEYS = KeyTable(
     (_MASK[0] + 'deconv.', _MASK[1] + 'upsample.'),
     (_MASK[0] + 'predictor.', _MASK[1] + 'conv_logits.'),
 )
+
+TABLES = {'detector': DETECTOR_KEYS}
