@@ -46,6 +46,8 @@ class EVAViT(EVAVisionTransformer, BaseModule):
         init_cfg: dict | None = None,
         **kwargs,
     ):
+        if out_norm and not kwargs.get('class_token', True):
+            raise ValueError('out_norm=True needs class_token=True')
         if out_type not in ('maps', 'cls', 'mean') or (out_norm and out_type != 'maps'):
             raise ValueError(
                 f"out_type should be 'maps', 'cls' or 'mean', and out_norm goes with 'maps' only; "
@@ -59,6 +61,10 @@ class EVAViT(EVAVisionTransformer, BaseModule):
         self.frozen = freeze
         if freeze:
             self.requires_grad_(False)
+        if out_type == 'maps':
+            # No output depends on later blocks; DDP refuses parameters without a gradient.
+            last = max(i % self.size.depth for i in self.out_indices)
+            self.blocks[last + 1 :].requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'EVAViT':
         """A frozen backbone stays in evaluation mode."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .rel_pos import decomposed_rel_pos_attention
-from .resize import resize_pos_embed, resize_rel_pos, square_side
+from .resize import resize_patch_kernel, resize_pos_embed, resize_rel_pos, square_side
 
 Grid = tuple[int, int]
 
@@ -80,6 +80,8 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f'drop path rate should lie in [0, 1), got {rate}')
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ class DropPath(nn.Module):
             return x
         keep = 1 - self.rate
         mask = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * (mask / keep)
+        # Divided, not multiplied by 1 / keep, which bf16 would round to a biased factor.
+        return x.div(keep) * mask
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
@@ -101,6 +104,14 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Resize a kernel of another patch size, as ``eva_psz14to16.pt`` was made."""
+        key = prefix + 'proj.weight'
+        kernel, own = state_dict.get(key), self.proj.weight
+        if kernel is not None and kernel.ndim == 4 and kernel.shape[2:] != own.shape[2:]:
+            state_dict[key] = resize_patch_kernel(kernel, own.shape[2:])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises ValueError if a side of the image is no multiple of the patch."""
@@ -340,6 +351,8 @@ class EVAVisionTransformer(nn.Module):
         self.pos_embed_grid = (height // size.patch_size, width // size.patch_size)
         num_patches = self.pos_embed_grid[0] * self.pos_embed_grid[1]
         self.patch_embed = PatchEmbed(size.patch_size, in_channels, size.embed_dim)
+        # Never reached by a gradient; DDP refuses parameters that say otherwise.
+        self.patch_embed.requires_grad_(not stop_grad_patch_embed)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, size.embed_dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, size.embed_dim))
         self.blocks = nn.ModuleList(self._make_block(i) for i in range(size.depth))
@@ -404,7 +417,7 @@ class EVAVisionTransformer(nn.Module):
         if self.stop_grad_patch_embed:
             x = x.detach()
         grid = tuple(x.shape[-2:])
-        x = x.flatten(2).transpose(1, 2)
+        x = x.flatten(2).transpose(1, 2).contiguous()
         pos_embed = resize_pos_embed(self.pos_embed, grid, 1, self.pos_embed_grid)
         if self.cls_token is None:
             return x + pos_embed[:, 1:], grid
@@ -448,7 +461,8 @@ class EVAVisionTransformer(nn.Module):
             x = self.run_block(index, x, grid)
             if index in wanted:
                 patches = x[:, self.num_prefix_tokens :]
-                maps[index] = patches.transpose(1, 2).reshape(len(x), -1, *grid)
+                # Contiguous: mmcv's RoIAlign reads any other layout wrongly, without an error.
+                maps[index] = patches.transpose(1, 2).reshape(len(x), -1, *grid).contiguous()
         return [maps[i] for i in wanted]
 
     def forward_patch_tokens(self, image: Tensor) -> Tensor:

@@ -35,6 +35,14 @@ def test_maps_of_chosen_blocks():
     maps = model(torch.randn(2, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == [(2, 32, 4, 6)] * 2
     assert not torch.allclose(maps[0], maps[1])
+    assert all(m.is_contiguous() for m in maps)
+
+
+def test_blocks_that_no_output_needs_do_not_learn():
+    model = MODELS.build(dict(TINY, out_indices=(1,)))
+    model(torch.randn(2, 3, 64, 64))[0].sum().backward()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
 
 
 def test_final_norm_on_the_last_map_only():

@@ -13,7 +13,7 @@ from .helpers import load_config, shrink_detector
 
 CONFIGS = [name for name in eva_mm.list_configs() if not name.startswith('_base_')]
 DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('coco', 'lvis', 'demo')]
-LEAF_TYPES = {'demo/lvis': 'lvis/eva_cascade'}
+LEAF_TYPES = {'demo/lvis': 'lvis/eva_cascade', 'demo/coco_overfit': 'coco/eva_cascade'}
 
 
 def types_of(node, path='') -> dict[str, str]:
@@ -67,7 +67,7 @@ def test_demo_has_the_types_of_its_leaf(small, leaf):
 def random_batch(size: int, num_classes: int, bitmaps: bool) -> dict:
     """Two images of different sizes with two instances each, as a data loader gives them."""
     from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import PolygonMasks
+    from mmdet.structures.mask import BitmapMasks, PolygonMasks
     from mmengine.structures import InstanceData
 
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def random_batch(size: int, num_classes: int, bitmaps: bool) -> dict:
         sample.gt_instances = InstanceData(
             bboxes=boxes,
             labels=torch.tensor([0, num_classes - 1]),
-            masks=masks.to_bitmap() if bitmaps else masks,
+            masks=BitmapMasks(masks.to_ndarray().astype(np.uint8), h, w) if bitmaps else masks,
         )
         inputs.append(torch.randint(0, 256, (3, h, w), dtype=torch.uint8))
         samples.append(sample)

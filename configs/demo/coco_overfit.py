@@ -5,7 +5,7 @@ Command:    python tools/train.py configs/demo/coco_overfit.py --cfg-options \
                 val_evaluator.ann_file=DIR/instances.json
 Data:       a folder in COCO format with `instances.json` (one class, person) and `images/`.
 Changed:    sizes, learning rate, drop path, jitter range, counts; trained and tested on the same
-            images. No type of component but the sampler of the test data.
+            images. No type of component.
 """
 
 _base_ = '../coco/eva_cascade.py'
@@ -68,9 +68,7 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-photos = dict(
-    data_root=data_root, ann_file='instances.json', data_prefix=dict(img='images/')
-)
+photos = dict(data_root=data_root, ann_file='instances.json', data_prefix=dict(img='images/'))
 train_dataloader = dict(
     batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline, **photos)
 )
@@ -80,9 +78,7 @@ val_evaluator = dict(ann_file=data_root + 'instances.json')
 test_evaluator = dict(ann_file=data_root + 'instances.json')
 
 train_cfg = dict(max_iters=400, val_interval=200)
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(layer_decay=1.0)
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(layer_decay=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=21),
     dict(type='MultiStepLR', by_epoch=False, milestones=[320, 380], gamma=0.1),

@@ -29,7 +29,7 @@ class EVAViTDet(EVAVisionTransformer, BaseModule):
         global_block_indexes: blocks with global attention; by default the last of every four.
         rel_pos_interpolation: how tables are resized to other grids: 'vitdet' (1-D linear) or
             'beit' (cubic on a geometric grid; the published evaluation at 1536 px).
-        freeze_patch_embed: keep the patch embedding as loaded (published).
+        freeze_patch_embed: keep the patch embedding as loaded; the published detectors do.
         drop_path_rate, activation_checkpointing, **size_overrides: see
             :class:`~eva_mm.vit.EVAVisionTransformer`.
         init_cfg: mmengine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
@@ -48,7 +48,7 @@ class EVAViTDet(EVAVisionTransformer, BaseModule):
         window_size: int = 16,
         global_block_indexes: Sequence[int] | None = None,
         rel_pos_interpolation: str = 'vitdet',
-        freeze_patch_embed: bool = True,
+        freeze_patch_embed: bool = False,
         drop_path_rate: float = 0.0,
         activation_checkpointing: bool = False,
         init_cfg: dict | None = None,

@@ -27,6 +27,9 @@ class FederatedLoss(nn.Module):
             (:class:`~eva_mm.detection.hooks.FederatedClassCountsHook`) takes them from the
             training set.
         loss_weight: factor of the loss.
+
+    Raises:
+        ValueError: in training, when no image counts were ever given.
     """
 
     # Tell mmdet's box heads to ask this loss for scores and accuracy.
@@ -71,6 +74,11 @@ class FederatedLoss(nn.Module):
         if vacant <= 0:
             return foreground
         weights = self.fed_loss_cls_weights.clone()
+        if not torch.count_nonzero(weights):
+            raise ValueError(
+                'FederatedLoss knows no image counts to sample classes by: set class_image_counts, '
+                "or add custom_hooks = [dict(type='FederatedClassCountsHook')]"
+            )
         weights[foreground] = 0
         vacant = min(vacant, int(torch.count_nonzero(weights)))
         if vacant == 0:

@@ -23,7 +23,7 @@ def rasterize_in_box(polygons: list[np.ndarray], box: np.ndarray, size: int) -> 
         (size, size) bool.
     """
     width, height = np.maximum(box[2:] - box[:2], 0.1)
-    scale = np.tile([size / width, size / height], 1)
+    scale = np.array([size / width, size / height])
     parts = [((np.reshape(p, (-1, 2)) - box[:2]) * scale).flatten().tolist() for p in polygons]
     parts = [part for part in parts if len(part) >= 6]
     if not parts:

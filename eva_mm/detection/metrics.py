@@ -309,27 +309,3 @@ def _by_mask(records: list[dict]) -> list[dict]:
 
 def _percent(value: float) -> str:
     return '-' if value < 0 else f'{100 * value:.2f}'
-
-
-def evaluate_results_file(metric: object, path: str) -> dict[str, float]:
-    """Evaluates saved detections by a config's evaluator.
-
-    Args:
-        metric: a metric, its config, or a list of them (``cfg.test_evaluator``).
-        path: see :meth:`EVACocoMetric.evaluate_results_file`.
-
-    Returns:
-        Names with prefix, and values, of all metrics.
-
-    Raises:
-        TypeError: a metric cannot evaluate a file.
-    """
-    if isinstance(metric, list | tuple):
-        return {k: v for each in metric for k, v in evaluate_results_file(each, path).items()}
-    built = METRICS.build(metric) if isinstance(metric, dict) else metric
-    if not isinstance(built, EVACocoMetric):
-        raise TypeError(
-            f'{type(built).__name__} cannot evaluate saved results; use EVACocoMetric or '
-            f'EVALVISMetric'
-        )
-    return built.evaluate_results_file(path)

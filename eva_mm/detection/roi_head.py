@@ -171,6 +171,22 @@ class EVACascadeRoIHead(CascadeRoIHead):
     # ------------------------------------------------------------------------------- testing
 
     @heads_in_fp32
+    def forward(
+        self, x: Features, rpn_results_list: InstanceList, batch_data_samples: SampleList
+    ) -> tuple[Tensor, ...]:
+        """Raw outputs, for ``mode='tensor'``: logits and deltas of each stage, mask logits."""
+        img_metas = [sample.metainfo for sample in batch_data_samples]
+        rois = bbox2roi([get_box_tensor(results.bboxes) for results in rpn_results_list])
+        outputs = []
+        for stage in range(self.num_stages):
+            results = self._bbox_forward(stage, x, rois)
+            outputs += [results['cls_score'], results['bbox_pred']]
+            rois = torch.cat((rois[:, :1], self._refine(stage, rois, outputs[-1], img_metas)), 1)
+        if self.with_mask:
+            outputs.append(self._mask_forward(x, rois[:100]))
+        return tuple(outputs)
+
+    @heads_in_fp32
     def predict(
         self,
         x: Features,

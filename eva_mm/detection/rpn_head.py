@@ -51,11 +51,13 @@ class EVARPNHead(RPNHead):
             cls_score_list: logits (anchors, h, w) of each level.
             bbox_pred_list: deltas (anchors * 4, h, w) of each level.
             mlvl_priors: anchors (h * w * anchors, 4) of each level, xyxy in input pixels.
-            img_meta: needs 'img_shape', the size to clip to.
+            img_meta: needs 'img_shape', the size to clip to, and 'scale_factor' with ``rescale``.
+            rescale: give boxes in the original image instead of the network input.
 
         Returns:
-            bboxes (n, 4) in input pixels, scores (n,) as logits, best first, labels (n,) of 0.
+            bboxes (n, 4) in pixels, xyxy, scores (n,) as logits, best first, labels (n,) of 0.
         """
+        assert with_nms, 'proposals always go through NMS'
         cfg = self.test_cfg if cfg is None else cfg
         boxes, scores, levels = [], [], []
         for level, (logits, deltas, priors) in enumerate(
@@ -72,6 +74,8 @@ class EVARPNHead(RPNHead):
         boxes, scores, levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
         valid = nonempty(boxes) & boxes.isfinite().all(dim=1) & scores.isfinite()
         boxes, scores, levels = boxes[valid], scores[valid], levels[valid]
+        if rescale:
+            boxes = boxes / boxes.new_tensor(img_meta['scale_factor']).repeat(2)
         keep = batched_nms(boxes, scores, levels, cfg.nms)[1][: cfg.max_per_img]
         return InstanceData(
             bboxes=boxes[keep], scores=scores[keep], labels=torch.zeros_like(levels[keep])

@@ -1,9 +1,14 @@
-"""Box coding and anchor matching as published, where stock mmdet differs."""
+"""Anchors, box coding and matching as published, where stock mmdet differs."""
 
 import math
 
 import torch
-from mmdet.models.task_modules import AssignResult, DeltaXYWHBBoxCoder, MaxIoUAssigner
+from mmdet.models.task_modules import (
+    AnchorGenerator,
+    AssignResult,
+    DeltaXYWHBBoxCoder,
+    MaxIoUAssigner,
+)
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from torch import Tensor
@@ -11,11 +16,31 @@ from torch import Tensor
 
 @TASK_UTILS.register_module()
 class EVADeltaXYWHBBoxCoder(DeltaXYWHBBoxCoder):
-    """Box deltas whose log sizes are clamped from above only.
+    """Box deltas whose log sizes are clamped from above only, in the published arithmetic.
 
     mmdet clamps them on both sides, so a box could not shrink by more than a factor 62.5
-    (EVA-01/det/detectron2/modeling/box_regression.py has the upper bound alone).
+    (EVA-01/det/detectron2/modeling/box_regression.py has the upper bound alone). Deltas are
+    multiplied and divided by the published weights, the inverse of ``target_stds``, so that refined
+    boxes round as the authors' do. ``target_means`` must be 0.
     """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if any(self.means):
+            raise ValueError(f'target_means should be 0, got {self.means}')
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return like.new_tensor([1 / std for std in self.stds])
+
+    def encode(self, bboxes, gt_bboxes) -> Tensor:
+        """Deltas (N, 4) that turn ``bboxes`` (N, 4) into ``gt_bboxes`` (N, 4), xyxy."""
+        source, target = get_box_tensor(bboxes), get_box_tensor(gt_bboxes)
+        size, target_size = source[:, 2:] - source[:, :2], target[:, 2:] - target[:, :2]
+        shift = (target[:, :2] + 0.5 * target_size) - (source[:, :2] + 0.5 * size)
+        weights = self._weights(source)
+        return torch.cat(
+            (weights[:2] * shift / size, weights[2:] * torch.log(target_size / size)), dim=1
+        )
 
     def decode(self, bboxes, pred_bboxes: Tensor, max_shape=None, wh_ratio_clip=16 / 1000):
         """Boxes (N, 4) and deltas (N, 4 * k) -> boxes (N, 4 * k), xyxy, clipped to max_shape.
@@ -28,8 +53,7 @@ class EVADeltaXYWHBBoxCoder(DeltaXYWHBBoxCoder):
         """
         boxes = get_box_tensor(bboxes)
         repeats = pred_bboxes.shape[-1] // 4
-        deltas = pred_bboxes.reshape(-1, 4) * pred_bboxes.new_tensor(self.stds)
-        deltas = deltas + pred_bboxes.new_tensor(self.means)
+        deltas = pred_bboxes.reshape(-1, 4) / self._weights(pred_bboxes)
         boxes = boxes.repeat_interleave(repeats, dim=0)
         size = boxes[:, 2:] - boxes[:, :2]
         centre = boxes[:, :2] + 0.5 * size + deltas[:, :2] * size
@@ -53,6 +77,28 @@ def nonempty(boxes: Tensor) -> Tensor:
 
 
 @TASK_UTILS.register_module()
+class EVAAnchorGenerator(AnchorGenerator):
+    """mmdet's anchors, with sizes computed in float64 as published.
+
+    mmdet computes them in float32 and lands an ulp away. Many anchors tie for the best IoU of a
+    ground truth, and the low-quality rule makes all of them positive: an ulp decides which tie
+    (EVA-01/det/detectron2/modeling/anchor_generator.py).
+    """
+
+    def gen_single_level_base_anchors(
+        self, base_size: float, scales: Tensor, ratios: Tensor, center: tuple | None = None
+    ) -> Tensor:
+        """Anchors (scales * ratios, 4), xyxy around the origin, in pixels."""
+        anchors = []
+        for scale in scales.tolist():
+            for ratio in ratios.tolist():
+                width = math.sqrt((base_size * scale) ** 2 / ratio)
+                height = ratio * width
+                anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+        return torch.tensor(anchors)
+
+
+@TASK_UTILS.register_module()
 class EVAMaxIoUAssigner(MaxIoUAssigner):
     """Anchor matching whose low-quality rule keeps each anchor's own best ground truth.
 
@@ -62,12 +108,14 @@ class EVAMaxIoUAssigner(MaxIoUAssigner):
     (EVA-01/det/detectron2/modeling/matcher.py).
     """
 
+    def __init__(self, *args, match_low_quality: bool = True, **kwargs):
+        super().__init__(*args, match_low_quality=False, **kwargs)
+        self.low_quality = match_low_quality
+
     def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
         """IoU (ground truths, boxes) and labels (ground truths,) -> assignment of the boxes."""
-        match_low_quality, self.match_low_quality = self.match_low_quality, False
         result = super().assign_wrt_overlaps(overlaps, gt_labels)
-        self.match_low_quality = match_low_quality
-        if match_low_quality and overlaps.numel():
+        if self.low_quality and overlaps.numel():
             best = overlaps.max(dim=1, keepdim=True).values
             tied = ((overlaps == best) & (best >= self.min_pos_iou)).any(dim=0)
             own_best = overlaps.argmax(dim=0)

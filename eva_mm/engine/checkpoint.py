@@ -6,17 +6,20 @@ every way in (``load_from``, ``--resume``, ``Pretrained``, inferencers) reads wi
 ``weights_only=True`` or stops.
 """
 
+import hashlib
 import os
 from pickle import UnpicklingError
-from typing import Any
-from zipfile import BadZipFile
+from typing import IO, Any
+from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from mmengine.dist import barrier as dist_barrier
-from mmengine.dist import get_rank, master_only
+from mmengine.dist import get_local_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
 
 from eva_mm.zoo.download import SCHEME, cached_file
 from eva_mm.zoo.keys import TABLES
@@ -33,17 +36,30 @@ def _statistic(owner: Any, name: str) -> Any:
 
 
 def _safe_globals() -> list:
-    """What mmengine's own resume files hold besides tensors."""
-    allowed = getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)()
-    # Python's `getattr` is on mmengine's list; it would let a pickle walk to any attribute.
-    return [*(item for item in allowed if item is not getattr), (_statistic, 'builtins.getattr')]
+    """What mmengine's own resume files hold besides tensors: logged scalars and numpy values.
+
+    Our own list: the one of mmengine's continuation holds Python's ``getattr``, by which a pickle
+    may walk to any attribute, and mmengine 0.10 has none.
+    """
+    core = np._core if hasattr(np, '_core') else np.core
+    dtypes = {type(np.dtype(kind)) for kind in (np.uint32, np.int64, np.float32, np.float64)}
+    return [
+        slice,
+        HistoryBuffer,
+        (_statistic, 'builtins.getattr'),
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+        np.ndarray,
+        np.dtype,
+        *dtypes,
+    ]
 
 
-def safe_load(file: str | os.PathLike, map_location: Any = None) -> dict:
+def safe_load(file: str | os.PathLike | IO[bytes], map_location: Any = None) -> dict:
     """Read a checkpoint without ever running code from it.
 
     Args:
-        file: path of a ``torch.save`` file.
+        file: path of a ``torch.save`` file, or the open file.
         map_location: as of ``torch.load``.
 
     Returns:
@@ -55,21 +71,23 @@ def safe_load(file: str | os.PathLike, map_location: Any = None) -> dict:
         ValueError: the file is no checkpoint, is cut off, or holds more than weights and plain
             values.
     """
-    file = os.path.expanduser(file)
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f'checkpoint {file} does not exist')
+    name = getattr(file, 'name', 'the stream') if hasattr(file, 'read') else str(file)
+    if not hasattr(file, 'read'):
+        file = os.path.expanduser(file)
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f'checkpoint {file} does not exist')
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError) as error:
+    except Exception as error:  # a broken file raises nearly anything inside the unpickler
         reason = str(error).split('\n', 1)[0]
         raise ValueError(
-            f'{file} cannot be read as a checkpoint of weights and plain values, expected a '
+            f'{name} cannot be read as a checkpoint of weights and plain values, expected a '
             f'torch.save file of tensors: {reason} Nothing in it was executed.'
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
-            f'{file} holds a {type(checkpoint).__name__}, expected a dictionary of weights'
+            f'{name} holds a {type(checkpoint).__name__}, expected a dictionary of weights'
         )
     return with_state_dict(checkpoint)
 
@@ -96,6 +114,20 @@ def rename_published_keys(state_dict: dict, prefix: str, task: str) -> None:
     state_dict.update({prefix + k: v for k, v in TABLES[task].to_mm(values).items()})
 
 
+def require_common_names(model: nn.Module, state_dict: dict, prefix: str = '') -> None:
+    """Refuse weights that fit nothing, which mmengine would load with no more than a warning.
+
+    Raises:
+        ValueError: no parameter of the model is in ``state_dict``.
+    """
+    own = {prefix + name for name, _ in model.named_parameters()}
+    if not own & state_dict.keys():
+        raise ValueError(
+            f'none of the {len(own)} parameters of {type(model).__name__} is in the checkpoint, '
+            f'which begins with {list(state_dict)[:3]}; expected names like {sorted(own)[:2]}'
+        )
+
+
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> dict:
     """Loader of paths."""
@@ -103,31 +135,32 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
 
 
 @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-def load_from_http(filename: str, map_location: Any = None) -> dict:
-    """Loader of URLs; the file is kept in torch.hub's folder."""
-    target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(filename))
-
-    @master_only
-    def download() -> None:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if not os.path.exists(target):
-            torch.hub.download_url_to_file(filename, target)
-
-    download()
+def load_from_http(
+    filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = True
+) -> dict:
+    """Loader of URLs; each machine keeps the file in torch.hub's folder, named by its address."""
+    name = os.path.basename(urlparse(filename).path)
+    digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
+    folder = model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints')
+    target = os.path.join(folder, f'{digest}-{name}')
+    if get_local_rank() == 0 and not os.path.exists(target):
+        os.makedirs(folder, exist_ok=True)
+        torch.hub.download_url_to_file(filename, target, progress=progress)
     dist_barrier()
     return safe_load(target, map_location)
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def load_from_eva(filename: str, map_location: Any = None) -> dict:
-    """Loader of ``eva://NAME``: a published checkpoint, downloaded once by rank 0."""
-    if get_rank() == 0:
+    """Loader of ``eva://NAME``: a published checkpoint, downloaded once per machine."""
+    if get_local_rank() == 0:
         cached_file(filename, download=True)
     dist_barrier()
     return safe_load(cached_file(filename, download=True), map_location)
 
 
-# The remaining loaders (object stores, model zoos) read through this function.
+# The remaining loaders (object stores, model zoos) read through these two functions.
+mmengine_checkpoint.load_from_http = load_from_http
 if hasattr(mmengine_checkpoint, '_safe_torch_load'):
     mmengine_checkpoint._safe_torch_load = lambda file, map_location=None, weights_only=None: (
         safe_load(file, map_location)

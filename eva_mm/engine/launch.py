@@ -20,6 +20,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 import eva_mm
 from eva_mm import compat
 
+from .optim_wrapper import gpu_has_bf16
+
 # mmdet's own dump encodes instance masks, which would fill the memory as bitmaps.
 _DUMP_METRICS = {'mmdet': 'DumpDetResults'}
 
@@ -160,7 +162,7 @@ def enable_amp(cfg: Config) -> None:
         raise UsageError(f'--amp needs optim_wrapper.type in {_PLAIN_WRAPPERS}, but got {kind}')
     _drop_amp_keys(wrapper)
     device = get_device()
-    if device == 'cpu' or (device == 'cuda' and _has_bf16()):
+    if device == 'cpu' or (device == 'cuda' and gpu_has_bf16()):
         wrapper.update(type='BF16OptimWrapper', on_cpu=device == 'cpu')
     else:
         wrapper.update(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
@@ -176,13 +178,9 @@ def fit_precision(cfg: Config) -> None:
         _drop_amp_keys(wrapper)
         wrapper.type = 'OptimWrapper'
         print_log(f'mixed precision off: this run is on {device} (see --amp)', logger='current')
-    elif wrapper.get('dtype') == 'bfloat16' and device == 'cuda' and not _has_bf16():
+    elif wrapper.get('dtype') == 'bfloat16' and device == 'cuda' and not gpu_has_bf16():
         wrapper.update(dtype='float16', loss_scale='dynamic')
         print_log('float16 with loss scaling: this GPU has no bfloat16', logger='current')
-
-
-def _has_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _drop_amp_keys(wrapper: ConfigDict) -> None:
@@ -367,19 +365,22 @@ def evaluate_results(cfg: Config, results: str) -> dict:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     evaluators = cfg.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, Sequence) else [evaluators]
-    metrics = [METRICS.build(evaluator) for evaluator in evaluators]
+    try:
+        metrics = [METRICS.build(evaluator) for evaluator in evaluators]
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f'--results: {error}') from error
     able = [metric for metric in metrics if hasattr(metric, 'evaluate_results_file')]
     if not able:
         names = ', '.join(type(metric).__name__ for metric in metrics)
         raise UsageError(f'--results: none of the metrics ({names}) evaluates a file')
-    # Unread, the data set still tells its class names.
+    # Unread, a data set with fixed class names still tells them; ours read them with the metric.
     dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True})
     values: dict[str, Any] = {}
     for metric in able:
         metric.dataset_meta = dataset.metainfo
         try:
             values.update(metric.evaluate_results_file(results))
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise UsageError(f'--results: {error}') from error
     print_log('\n'.join(f'{name}: {value}' for name, value in values.items()), logger='current')
     return values

@@ -9,6 +9,11 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 
+def gpu_has_bf16() -> bool:
+    """Whether the GPU computes in bf16 itself; emulation, which torch counts too, is slow."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @OPTIM_WRAPPERS.register_module()
 class BF16OptimWrapper(OptimWrapper):
     """Trains under bf16 autocast on GPUs that compute in bf16, in fp32 everywhere else.
@@ -30,6 +35,6 @@ class BF16OptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module):
         """Context of the forward pass: autocast, and no gradient sync while accumulating."""
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        enabled = self.on_cpu if device == 'cpu' else torch.cuda.is_bf16_supported()
+        enabled = self.on_cpu if device == 'cpu' else gpu_has_bf16()
         with super().optim_context(model), torch.autocast(device, torch.bfloat16, enabled=enabled):
             yield

@@ -8,6 +8,8 @@ from mmengine.registry import init_default_scope
 
 from eva_mm.detection import EVAViTDet, FixedSizeDetDataPreprocessor, SimpleFeaturePyramid
 from eva_mm.detection.layers import LayerNorm2d
+from eva_mm.resize import resize_patch_kernel, resize_pos_embed
+from eva_mm.vit import EVAVisionTransformer
 
 from ..helpers import relative_error
 
@@ -36,7 +38,10 @@ def test_published_shapes_of_the_giant():
     assert tables == [(159, 88) if i % 4 == 3 else (31, 88) for i in range(40)]
     assert model.pos_embed.shape == (1, 197, 1408)
     assert model.cls_token is None
-    assert not model.patch_embed.proj.weight.requires_grad
+    assert model.patch_embed.proj.weight.requires_grad
+    with torch.device('meta'):
+        frozen = EVAViTDet('tiny', freeze_patch_embed=True)
+    assert not frozen.patch_embed.proj.weight.requires_grad
     assert model.pos_embed.requires_grad
 
 
@@ -77,11 +82,28 @@ def test_interpolation_type_matters_only_off_the_table_size():
     assert relative_error(linear(larger)[0], cubic(larger)[0]) > 1e-5
 
 
+def test_weights_of_14_px_patches_are_resized_on_loading():
+    """`eva_psz14` gives what `eva_psz14to16` holds."""
+    options = dict(size='tiny', embed_dim=32, depth=1, num_heads=4, mlp_dim=64)
+    source = EVAVisionTransformer(patch_size=14, img_size=224, **options)
+    model = EVAViTDet(patch_size=16, pretrain_img_size=224, img_size=128, **options)
+    model.load_state_dict(source.state_dict(), strict=False)
+    expected = resize_patch_kernel(source.patch_embed.proj.weight, 16)
+    assert torch.equal(model.patch_embed.proj.weight, expected)
+    assert torch.equal(model.pos_embed, resize_pos_embed(source.pos_embed, (14, 14)))
+
+
+def test_maps_are_contiguous_for_roi_align():
+    assert EVAViTDet(**TINY)(torch.randn(1, 3, 128, 128))[0].is_contiguous()
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="rel_pos_interpolation should be one of.*'cubic'"):
         EVAViTDet(**TINY, rel_pos_interpolation='cubic')
     with pytest.raises(ValueError, match=r'global_block_indexes \[7\] exceed a depth of 4'):
         EVAViTDet(**{**TINY, 'global_block_indexes': [7]})
+    with pytest.raises(ValueError, match=r'drop path rate should lie in \[0, 1\), got 1'):
+        EVAViTDet(**TINY, drop_path_rate=1.5)
 
 
 def test_pyramid_levels():

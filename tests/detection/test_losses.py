@@ -57,3 +57,9 @@ def test_value_is_the_sum_over_kept_classes_per_box():
 def test_counts_must_fit_the_classes():
     with pytest.raises(ValueError, match='2 classes given for num_classes=3'):
         FederatedLoss(3, class_image_counts=[1, 2])
+
+
+def test_unset_counts_are_an_error():
+    loss = FederatedLoss(3, num_sampled_classes=2)
+    with pytest.raises(ValueError, match='class_image_counts.*FederatedClassCountsHook'):
+        loss(torch.randn(2, 4), torch.tensor([3, 3]))

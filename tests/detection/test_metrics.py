@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from eva_mm.demo import generate_lvis
 from eva_mm.detection import fast_eval
-from eva_mm.detection.metrics import EVACocoMetric, EVALVISMetric, evaluate_results_file
+from eva_mm.detection.metrics import EVACocoMetric, EVALVISMetric
 from tests.parity.reference import DEFAULT_DIR
 
 REAL = DEFAULT_DIR.parent / 'data' / 'annotations'
@@ -317,9 +317,10 @@ def test_predictions_and_their_file_agree(demo, tmp_path, masks):
 
     made = tmp_path / 'made.json'
     made.write_text(json.dumps(detections))
-    assert values == pytest.approx(evaluate_results_file(config, str(made)), abs=1e-9)
+    again = METRICS.build(config)
+    assert values == pytest.approx(again.evaluate_results_file(str(made)), abs=1e-9)
     written = tmp_path / 'deep' / 'out.json'
-    assert values == pytest.approx(evaluate_results_file([config], str(written)), abs=1e-9)
+    assert values == pytest.approx(again.evaluate_results_file(str(written)), abs=1e-9)
     assert len(json.loads(written.read_text())) == len(detections)
     assert [file.name for file in written.parent.iterdir()] == ['out.json']
 
@@ -480,5 +481,3 @@ def test_bad_arguments_are_named(tmp_path):
         EVACocoMetric(str(path), format_only=True)
     with pytest.raises(FileNotFoundError, match='missing.json'):
         EVACocoMetric(str(tmp_path / 'missing.json'))
-    with pytest.raises(TypeError, match='CocoMetric cannot evaluate'):
-        evaluate_results_file(dict(type='CocoMetric', ann_file=str(path)), 'results.json')

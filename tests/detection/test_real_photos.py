@@ -31,7 +31,7 @@ def test_losses_fall_on_real_photos(tmp_path):
     text = done.stdout + done.stderr
     assert done.returncode == 0, text[-3000:]
     losses = [float(v) for v in re.findall(r'Iter\(train\).*?  loss: ([\d.]+)', text)]
-    assert len(losses) == 6
+    assert len(losses) >= 6
     assert losses[-1] < 0.75 * losses[0]
     assert 'coco/segm_mAP' in text
     (scalars,) = tmp_path.glob('*/vis_data/scalars.json')

@@ -170,9 +170,23 @@ def test_pasting():
     assert pasted[1].all()
 
 
-def test_head_runs_in_fp32_under_autocast(build, sample):
+@pytest.mark.parametrize('method', ['loss', 'predict'])
+def test_head_runs_in_fp32_under_autocast(build, sample, method):
     head = build('coco').roi_head
+    seen = []
+    layers = [head.mask_head.conv_logits, *(stage.fc_cls for stage in head.bbox_head)]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    half = tuple(level.bfloat16() for level in pyramid())
     with torch.autocast('cpu', torch.bfloat16):
-        half = tuple(level.bfloat16() for level in pyramid())
-        losses = head.loss(half, [proposals()], [sample])
-    assert all(v.dtype == torch.float32 for k, v in losses.items() if 'loss' in k)
+        getattr(head, method)(half, [proposals()], [sample])
+    assert len(seen) == 4
+    assert set(seen) == {torch.float32}
+
+
+def test_raw_outputs(build, sample):
+    model = build('coco').eval()
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 128, 128), [sample], mode='tensor')
+    # mmdet puts the proposals' outputs first.
+    assert [tuple(o.shape[1:]) for o in outputs[-1]] == [(6,), (4,)] * 3 + [(5, 28, 28)]

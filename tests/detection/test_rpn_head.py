@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.models import RPNHead
-from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 
 from ..helpers import relative_error
@@ -23,13 +22,22 @@ def features(batch=1, side=8):
     )
 
 
-def test_losses_are_divided_by_the_sampler_size(head, sample):
+@pytest.fixture
+def objects(sample):
+    """The sample with "object" for every label, as mmdet's two-stage detectors hand it on."""
+    sample.gt_instances.labels.zero_()
+    return sample
+
+
+def test_losses_are_divided_by_the_sampler_size(head, objects):
     """255 anchors here, far fewer sampled; the divisor stays 256 per image."""
     maps = features()
-    losses = head.loss(maps, [sample])
+    with torch.no_grad():
+        head.rpn_cls.weight.normal_()
+    losses = head.loss(maps, [objects])
 
     priors = torch.cat(head.prior_generator.grid_priors([m.shape[-2:] for m in maps], device='cpu'))
-    result = head.assigner.assign(InstanceData(priors=priors), sample.gt_instances)
+    result = head.assigner.assign(InstanceData(priors=priors), objects.gt_instances)
     positive, negative = result.gt_inds > 0, result.gt_inds == 0
     assert int(positive.sum()) <= 128
     assert int((positive | negative).sum()) < 256  # so every one of them is sampled
@@ -38,12 +46,12 @@ def test_losses_are_divided_by_the_sampler_size(head, sample):
     deltas = torch.cat([r[0].permute(1, 2, 0).reshape(-1, 4) for _, r in outputs])
     used = positive | negative
     cls = F.binary_cross_entropy_with_logits(logits[used], positive[used].float(), reduction='sum')
-    gt = sample.gt_instances.bboxes[result.gt_inds[positive] - 1]
+    gt = objects.gt_instances.bboxes[result.gt_inds[positive] - 1]
     box = (deltas[positive] - head.bbox_coder.encode(priors[positive], gt)).abs().sum()
     assert relative_error(sum(losses['loss_rpn_cls']), cls / 256) < 1e-5
     assert relative_error(sum(losses['loss_rpn_bbox']), box / 256) < 1e-5
     # mmdet divides by the number of sampled anchors.
-    stock = RPNHead.loss(_as_stock(head), maps, [sample])
+    stock = RPNHead.loss(_as_stock(head), maps, [objects])
     assert relative_error(sum(stock['loss_rpn_cls']), cls / int(used.sum())) < 1e-5
 
 
@@ -97,11 +105,21 @@ def test_logits_a_sigmoid_would_merge_keep_their_order(head, sample):
     assert results.bboxes[:, 3].max() <= h
 
 
-def test_runs_in_fp32_under_autocast(head, sample):
-    maps = features()
-    exact = head.loss(maps, [sample])
+@pytest.mark.parametrize('method', ['loss', 'loss_and_predict', 'predict'])
+def test_runs_in_fp32_under_autocast(head, sample, method):
+    seen = []
+    for layer in (head.rpn_cls, head.rpn_reg):
+        layer.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    options = dict(proposal_cfg=head.test_cfg) if method == 'loss_and_predict' else {}
+    half = tuple(level.bfloat16() for level in features())
     with torch.autocast('cpu', torch.bfloat16):
-        again = head.loss(tuple(m.bfloat16().float() for m in maps), [sample])
-    assert all(loss.dtype == torch.float32 for loss in again['loss_rpn_cls'])
-    assert relative_error(sum(again['loss_rpn_cls']), sum(exact['loss_rpn_cls'])) < 1e-2
-    assert MODELS.get('EVARPNHead') is type(head)
+        getattr(head, method)(half, [sample], **options)
+    assert set(seen) == {torch.float32}
+
+
+def test_boxes_in_the_original_image(head, sample):
+    head.eval()
+    with torch.no_grad():
+        (small,) = head.predict(features(), [sample], rescale=True)
+        (large,) = head.predict(features(), [sample], rescale=False)
+    assert torch.allclose(small.bboxes * 2, large.bboxes, atol=1e-3)

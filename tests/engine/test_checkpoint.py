@@ -1,12 +1,14 @@
 """Checkpoints: published forms are understood, and code in a file is never run."""
 
 import os
-import pickle
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
 from eva_mm.engine.checkpoint import safe_load
@@ -23,20 +25,31 @@ class Malicious:
 
 
 @pytest.mark.parametrize('as_zip', [True, False])
-@pytest.mark.parametrize('through', ['safe_load', 'loader', 'model', 'plain_path'])
-def test_a_malicious_pickle_is_never_executed(tmp_path, through, as_zip):
+@pytest.mark.parametrize('through', ['safe_load', 'loader', 'model', 'stream', 'http', 'zoo'])
+def test_a_malicious_pickle_is_never_executed(tmp_path, monkeypatch, through, as_zip):
+    """On every way in: paths, streams of object stores, URLs, names of model zoos."""
     target, file = tmp_path / 'owned', str(tmp_path / 'evil.pth')
     content = dict(state_dict=dict(weight=torch.zeros(1)), meta=Malicious(str(target)))
-    if as_zip:
-        torch.save(content, file)
-    else:
-        with open(file, 'wb') as stream:
-            pickle.dump(content, stream)
+    torch.save(content, file, _use_new_zipfile_serialization=as_zip)
+    monkeypatch.setattr(
+        torch.hub, 'download_url_to_file', lambda url, to, progress: shutil.copy(file, to)
+    )
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(
+        mmengine_checkpoint, 'get_torchvision_models', lambda: {'net': 'https://host/evil.pth?v=1'}
+    )
+
+    def from_stream():
+        with open(file, 'rb') as stream:
+            mmengine_checkpoint._safe_torch_load(stream)
+
     calls = dict(
         safe_load=lambda: safe_load(file),
         loader=lambda: CheckpointLoader.load_checkpoint(file),
-        model=lambda: load_checkpoint(nn.Linear(1, 1), file),
-        plain_path=lambda: load_checkpoint(nn.Linear(1, 1), os.path.relpath(file)),
+        model=lambda: load_checkpoint(nn.Linear(1, 1), os.path.relpath(file)),
+        stream=from_stream,
+        http=lambda: load_checkpoint(nn.Linear(1, 1), 'https://host/evil.pth?v=1'),
+        zoo=lambda: load_checkpoint(nn.Linear(1, 1), 'torchvision://net'),
     )
     with pytest.raises(ValueError, match='evil.pth.*Nothing in it was executed'):
         calls[through]()
@@ -59,10 +72,15 @@ def test_inner_keys_of_published_files(tmp_path, key):
 def test_own_resume_files_load(tmp_path):
     """mmengine keeps logged scalars in its checkpoints; they are plain values."""
     buffer = HistoryBuffer([1.0, 3.0], [1, 1])
+    numpy_values = dict(loss=np.float32(0.5), steps=np.arange(3))
     file = tmp_path / 'iter_2.pth'
-    torch.save(dict(state_dict={}, message_hub=dict(log_scalars={'train/loss': buffer})), file)
+    torch.save(
+        dict(state_dict={}, message_hub=dict(log_scalars={'train/loss': buffer}), **numpy_values),
+        file,
+    )
     loaded = safe_load(file)['message_hub']['log_scalars']['train/loss']
     assert loaded.mean() == 2
+    assert safe_load(file)['steps'].tolist() == [0, 1, 2]
 
 
 def test_getattr_is_not_open_to_files(tmp_path):

@@ -84,7 +84,7 @@ def test_resume(config, tmp_path):
 )
 def test_amp_takes_the_best_of_the_device(monkeypatch, config, before, device, bf16, after):
     monkeypatch.setattr(launch, 'get_device', lambda: device)
-    monkeypatch.setattr(launch, '_has_bf16', lambda: bf16)
+    monkeypatch.setattr(launch, 'gpu_has_bf16', lambda: bf16)
     cfg = launch.load_config(config)
     cfg.optim_wrapper.type = before
     if before == 'AmpOptimWrapper':
@@ -113,7 +113,7 @@ def test_precision_falls_back_to_what_the_device_has(
     monkeypatch, config, device, bf16, dtype, after
 ):
     monkeypatch.setattr(launch, 'get_device', lambda: device)
-    monkeypatch.setattr(launch, '_has_bf16', lambda: bf16)
+    monkeypatch.setattr(launch, 'gpu_has_bf16', lambda: bf16)
     cfg = launch.load_config(
         config, {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': dtype}
     )

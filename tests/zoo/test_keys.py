@@ -45,3 +45,11 @@ def test_collisions_are_an_error():
     table = KeyTable(('a.', 'b.'))
     with pytest.raises(ValueError, match="two parameters are called 'b.x'"):
         table.to_mm({'b.x': 1, 'a.x': 2})
+
+
+def test_foreign_weights_are_refused():
+    model = MODELS.build(shrink_detector(load_config('coco/eva_cascade')).model)
+    with pytest.raises(
+        ValueError, match="none of the .* EVACascadeRCNN is in the checkpoint.*'layer1"
+    ):
+        model.load_state_dict({'layer1.0.conv1.weight': torch.zeros(1)}, strict=False)

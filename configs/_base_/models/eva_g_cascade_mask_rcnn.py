@@ -36,7 +36,10 @@ model = dict(
         feat_channels=256,
         num_convs=2,
         anchor_generator=dict(
-            type='AnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]
+            type='EVAAnchorGenerator',
+            scales=[8],
+            ratios=[0.5, 1.0, 2.0],
+            strides=[4, 8, 16, 32, 64],
         ),
         bbox_coder=dict(type='EVADeltaXYWHBBoxCoder'),
         loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0),
@@ -68,6 +71,11 @@ model = dict(
             bbox_coder=dict(type='EVADeltaXYWHBBoxCoder'),
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type='L1Loss', loss_weight=1.0),
+            init_cfg=[
+                dict(type='Normal', std=0.01, override=dict(name='fc_cls')),
+                dict(type='Normal', std=0.001, override=dict(name='fc_reg')),
+                dict(type='Caffe2Xavier', override=dict(name='shared_fcs')),
+            ],
         ),
         mask_roi_extractor=dict(
             type='SingleRoIExtractor',

@@ -5,7 +5,8 @@
 # Precision: bf16 autocast for backbone and pyramid on GPUs that have it, fp32 elsewhere; the heads
 # are fp32 always. The published runs use fp16 with a dynamic loss scale in place of bf16; for that
 # set `optim_wrapper.type='AmpOptimWrapper'`, `optim_wrapper.dtype='float16'` and
-# `optim_wrapper.loss_scale='dynamic'`.
+# `optim_wrapper.loss_scale='dynamic'`. The published runs also send gradients between GPUs in fp16;
+# here they travel in fp32.
 optim_wrapper = dict(
     type='BF16OptimWrapper',
     constructor='EVALayerDecay',
