@@ -1,6 +1,7 @@
 """Anchors, box coding and matching as published, where stock mmdet differs."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.task_modules import (
@@ -85,16 +86,22 @@ class EVAAnchorGenerator(AnchorGenerator):
     (EVA-01/det/detectron2/modeling/anchor_generator.py).
     """
 
+    def __init__(
+        self, strides: Sequence[int], ratios: Sequence[float], scales: Sequence[float], **kwargs
+    ):
+        # As numbers: those of a tensor cannot be read on the meta device.
+        self._sizes = [(scale, ratio) for scale in scales for ratio in ratios]
+        super().__init__(strides, ratios, scales=scales, **kwargs)
+
     def gen_single_level_base_anchors(
         self, base_size: float, scales: Tensor, ratios: Tensor, center: tuple | None = None
     ) -> Tensor:
         """Anchors (scales * ratios, 4), xyxy around the origin, in pixels."""
         anchors = []
-        for scale in scales.tolist():
-            for ratio in ratios.tolist():
-                width = math.sqrt((base_size * scale) ** 2 / ratio)
-                height = ratio * width
-                anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+        for scale, ratio in self._sizes:
+            width = math.sqrt((base_size * scale) ** 2 / ratio)
+            height = ratio * width
+            anchors.append([-width / 2, -height / 2, width / 2, height / 2])
         return torch.tensor(anchors)
 
 
