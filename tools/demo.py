@@ -4,6 +4,7 @@ Safe to run again: the generator leaves a complete data set alone, and training 
 last checkpoint, or ends at once when it was finished. `make clean-demo` starts over.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from eva_mm import get_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/demo/lvis.py'
@@ -70,15 +73,35 @@ def print_table(metrics: dict) -> None:
         print(f'{name:6}' + ''.join(f'{value:7.1f}' for value in values))
 
 
+def is_trained() -> bool:
+    """Whether the last checkpoint is that of the config's last iteration."""
+    record = ROOT / WORK / 'last_checkpoint'
+    last = get_config('demo/lvis').train_cfg.max_iters
+    return record.is_file() and record.read_text().strip().endswith(f'iter_{last}.pth')
+
+
+def is_tested() -> bool:
+    """Whether the results are newer than the checkpoint."""
+    results, checkpoint = ROOT / WORK / 'results.json', ROOT / last_checkpoint()
+    return results.is_file() and results.stat().st_mtime > checkpoint.stat().st_mtime
+
+
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     os.chdir(ROOT)
     hide_gpus_without_operators()
     run('data', f'rm -rf {DATA}; make demo', 'tools/make_demo.py', 'lvis', '--out', DATA)
     remedy = 'make demo goes on from the last checkpoint; make clean-demo demo starts over'
-    run('train', remedy, 'tools/train.py', CONFIG, '--work-dir', WORK, '--resume', 'auto')
+    if is_trained():
+        print(f'\n[demo] train: finished before, see {WORK} (make clean-demo starts over)')
+    else:
+        run('train', remedy, 'tools/train.py', CONFIG, '--work-dir', WORK, '--resume', 'auto')
     results = f'test_evaluator.outfile_prefix={WORK}/results'
     test = ('tools/test.py', CONFIG, last_checkpoint(), '--work-dir', f'{WORK}/test')
-    run('test', 'make clean-demo demo', *test, '--cfg-options', results)
+    if is_tested():
+        print(f'\n[demo] test: finished before, see {WORK}/test')
+    else:
+        run('test', 'make clean-demo demo', *test, '--cfg-options', results)
     drawn = ('--images', DATA, '--out', SHEET)
     run('draw', 'make demo', 'tools/draw.py', ANNOTATIONS, f'{WORK}/results.json', *drawn)
     print_table(newest_metrics())

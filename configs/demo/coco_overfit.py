@@ -10,15 +10,15 @@ Changed:    sizes, learning rate, drop path, jitter range, counts; trained and t
 
 _base_ = '../coco/eva_cascade.py'
 
-image_size = (384, 384)
-channels = 48
+image_size = (320, 320)
+channels = 32
 extractor = dict(out_channels=channels)
 model = dict(
     data_preprocessor=dict(pad_size=image_size),
     backbone=dict(
         size='tiny',
-        img_size=384,
-        pretrain_img_size=384,
+        img_size=320,
+        pretrain_img_size=320,
         embed_dim=128,
         depth=4,
         num_heads=4,
@@ -35,15 +35,15 @@ model = dict(
         bbox_roi_extractor=extractor,
         mask_roi_extractor=extractor,
         bbox_head=dict(
-            in_channels=channels, conv_out_channels=channels, fc_out_channels=256, num_classes=1
+            in_channels=channels, conv_out_channels=channels, fc_out_channels=128, num_classes=1
         ),
         mask_head=dict(in_channels=channels, conv_out_channels=channels, num_classes=1),
     ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
-        rpn_proposal=dict(nms_pre=300, max_per_img=150),
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=48),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=150)),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=48)),
 )
 
 data_root = 'data/coco4/'
@@ -70,18 +70,18 @@ test_pipeline = [
 ]
 photos = dict(data_root=data_root, ann_file='instances.json', data_prefix=dict(img='images/'))
 train_dataloader = dict(
-    batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline, **photos)
+    batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline, **photos)
 )
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, **photos))
 test_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, **photos))
 val_evaluator = dict(ann_file=data_root + 'instances.json')
 test_evaluator = dict(ann_file=data_root + 'instances.json')
 
-train_cfg = dict(max_iters=400, val_interval=200)
+train_cfg = dict(max_iters=900, val_interval=300)
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(layer_decay=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=21),
-    dict(type='MultiStepLR', by_epoch=False, milestones=[320, 380], gamma=0.1),
+    dict(type='MultiStepLR', by_epoch=False, milestones=[650, 820], gamma=0.1),
 ]
-default_hooks = dict(checkpoint=dict(interval=400, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=900, max_keep_ckpts=1))
 load_from = None

@@ -76,7 +76,9 @@ class EVARPNHead(RPNHead):
         boxes, scores, levels = boxes[valid], scores[valid], levels[valid]
         if rescale:
             boxes = boxes / boxes.new_tensor(img_meta['scale_factor']).repeat(2)
-        keep = batched_nms(boxes, scores, levels, cfg.nms)[1][: cfg.max_per_img]
+        keep = torch.zeros(0, dtype=torch.long, device=boxes.device)
+        if len(boxes):  # mmcv's batched_nms cannot take none
+            keep = batched_nms(boxes, scores, levels, cfg.nms)[1][: cfg.max_per_img]
         return InstanceData(
             bboxes=boxes[keep], scores=scores[keep], labels=torch.zeros_like(levels[keep])
         )

@@ -117,6 +117,14 @@ def test_runs_in_fp32_under_autocast(head, sample, method):
     assert set(seen) == {torch.float32}
 
 
+def test_no_valid_proposal(head, sample):
+    """Deltas that are not finite leave none; an image without proposals is no error."""
+    with torch.no_grad():
+        head.rpn_reg.bias.fill_(float('nan'))
+        (none,) = head.eval().predict(features(), [sample])
+    assert none.bboxes.shape == (0, 4)
+
+
 def test_boxes_in_the_original_image(head, sample):
     head.eval()
     with torch.no_grad():
