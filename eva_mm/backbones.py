@@ -7,11 +7,12 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from eva_mm import engine  # noqa: F401  (safe checkpoints, layer decay)
+from eva_mm.engine.strict_loading import StrictLoading
 from eva_mm.vit import EVAVisionTransformer, ViTSize
 
 
 @MODELS.register_module()
-class EVAViT(EVAVisionTransformer, BaseModule):
+class EVAViT(StrictLoading, EVAVisionTransformer, BaseModule):
     """EVA's ViT as a backbone: dense maps of chosen blocks, or one feature per image.
 
     Registered in mmengine's root registry, so that every OpenMMLab package finds it by
@@ -29,11 +30,18 @@ class EVAViT(EVAVisionTransformer, BaseModule):
         init_cfg: mmengine initialisation, e.g.
             ``dict(type='Pretrained', checkpoint='eva://eva_psz14')``.
         **kwargs: see :class:`~eva_mm.vit.EVAVisionTransformer` (``img_size``, ``patch_size``,
-            ``drop_path_rate``, ``activation_checkpointing``, ...).
+            ``drop_path_rate``, ``activation_checkpointing``, ...); ``allowed_missing`` and
+            ``allowed_unexpected``: see :class:`~eva_mm.engine.strict_loading.StrictLoading`.
 
     Raises:
         ValueError: unknown ``out_type``, or ``out_norm`` with another one than 'maps'.
     """
+
+    # New layers that start at their initial values, and parts of other tasks' heads.
+    may_be_missing = ('fc_norm.*', 'head.*', 'blocks.*.attn.rel_pos_?', 'blocks.*.gamma_?')
+    may_be_unexpected = (
+        'cls_token', 'mask_token', 'lm_head.*', 'norm.*', 'fc_norm.*', 'head.*',
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -69,6 +69,14 @@ def require(host: str) -> None:
         _require_one(name, asked_by=host)
 
 
+def require_or_exit(host: str) -> None:
+    """End the program with what :func:`require` says, for scripts that cannot start without."""
+    try:
+        require(host)
+    except HostError as error:
+        raise SystemExit(str(error)) from None
+
+
 def _require_one(name: str, asked_by: str) -> None:
     host = HOSTS[name]
     wanted = f'{name} >= {host.lowest}, < {host.below}'

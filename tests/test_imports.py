@@ -52,6 +52,7 @@ ARROWS = {
     'resize': Row(CORE, {'torch'}),
     'zoo': Row(CORE, {'torch', 'huggingface_hub', 'yaml'}, {'safetensors'}),
     'compat': Row(set(), {'mmengine'}, OPENMMLAB | {'torch'}),
+    'doctor': Row({'compat'}, set()),
     'engine': Row({'zoo', 'compat'}, {'torch', 'mmengine'} | SMALL),
     'backbones': Row(CORE | {'engine'}, {'torch', 'mmengine'}),
     'pretraining': Row(

@@ -5,10 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 # In a checkout that is not installed, eva_mm lies beside this folder.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+try:
+    from mmengine.config import DictAction
+except ImportError:
+    from eva_mm import compat
+
+    compat.require_or_exit('mmengine')
+    raise
 
 
 def parse_args(argv=None):
@@ -42,9 +48,12 @@ def main(argv=None):
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # After parsing: these take seconds, and `--help` should not.
+    from eva_mm import compat
+
+    compat.require_or_exit('mmengine')
     from eva_mm.engine import launch
 
-    try:
+    with launch.plain_errors('test.py'):
         cfg = launch.prepare_test_config(
             args.config,
             args.checkpoint,
@@ -60,8 +69,6 @@ def main(argv=None):
             launch.evaluate_results(cfg, args.results)
         else:
             launch.run_test(cfg, args.out)
-    except launch.UsageError as error:
-        sys.exit(f'test.py: {error}')
 
 
 if __name__ == '__main__':

@@ -5,10 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 # In a checkout that is not installed, eva_mm lies beside this folder.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+try:
+    from mmengine.config import DictAction
+except ImportError:
+    from eva_mm import compat
+
+    compat.require_or_exit('mmengine')
+    raise
 
 
 def parse_args(argv=None):
@@ -26,6 +32,13 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the rate by the total batch'
+    )
+    parser.add_argument(
+        '--accumulate',
+        type=int,
+        default=1,
+        metavar='N',
+        help='forward passes per update; the schedule stays that of the config, update by update',
     )
     parser.add_argument(
         '--dry-run',
@@ -48,9 +61,12 @@ def main(argv=None):
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # After parsing: these take seconds, and `--help` should not.
+    from eva_mm import compat
+
+    compat.require_or_exit('mmengine')
     from eva_mm.engine import launch
 
-    try:
+    with launch.plain_errors('train.py'):
         cfg = launch.prepare_train_config(
             args.config,
             cfg_options=args.cfg_options,
@@ -59,12 +75,11 @@ def main(argv=None):
             amp=args.amp,
             auto_scale_lr=args.auto_scale_lr,
             launcher=args.launcher,
+            accumulate=args.accumulate,
         )
         if args.dry_run:
             return launch.dry_run(cfg, args.gpus)
         launch.run_training(cfg)
-    except launch.UsageError as error:
-        sys.exit(f'train.py: {error}')
     return 0
 
 

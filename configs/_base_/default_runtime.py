@@ -1,9 +1,12 @@
-# mmdet's runtime, counted in iterations, with TensorBoard scalars.
+# mmdet's runtime, counted in iterations, with exact resume and TensorBoard scalars.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3),
+    checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=5000, max_keep_ckpts=3),
+    iteration_seed=dict(type='IterationSeedHook'),
+    non_finite=dict(type='NonFiniteLossHook'),
+    unreadable_images=dict(type='UnreadableImagesHook'),
 )
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(vis_backends=vis_backends)

@@ -27,5 +27,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
     dict(type='MultiStepLR', by_epoch=False, milestones=[40000, 44999], gamma=0.1),
 ]
-# Detector pretrained on Objects365; its class-dependent layers start anew.
+# Detector pretrained on Objects365, boxes only: classifiers and mask head start anew.
 load_from = 'eva://eva_o365'
+model = dict(allowed_missing=['roi_head.bbox_head.*.fc_cls.*', 'roi_head.mask_head.*'])

@@ -21,6 +21,8 @@ _base_ = [
 custom_imports = dict(imports=['eva_mm.detection'], allow_failed_imports=False)
 
 model = dict(
+    # The weights of `load_from` lack these; see there.
+    allowed_missing=['roi_head.bbox_head.*.fc_cls.*', 'roi_head.mask_head.*'],
     roi_head=dict(
         bbox_head=dict(
             num_classes=1203,
@@ -43,5 +45,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=251),
     dict(type='MultiStepLR', by_epoch=False, milestones=[70000, 75000], gamma=0.1),
 ]
-# Detector pretrained on Objects365; its class-dependent layers start anew.
+# Detector pretrained on Objects365, boxes only: classifiers and mask head start anew.
 load_from = 'eva://eva_o365'

@@ -6,6 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from eva_mm.engine.strict_loading import StrictLoading
 from eva_mm.vit import Block, EVAVisionTransformer, ViTSize
 
 # Published table resizing types (EVA-01/det/detectron2/modeling/backbone/utils.py) and ours.
@@ -13,7 +14,7 @@ REL_POS_INTERPOLATION = dict(vitdet='linear', beit='geometric_detector')
 
 
 @MODELS.register_module()
-class EVAViTDet(EVAVisionTransformer, BaseModule):
+class EVAViTDet(StrictLoading, EVAVisionTransformer, BaseModule):
     """EVA for detection: window blocks, a few global ones, decomposed relative positions.
 
     It returns one map of stride ``patch_size``; :class:`SimpleFeaturePyramid` makes levels of it.
@@ -31,12 +32,19 @@ class EVAViTDet(EVAVisionTransformer, BaseModule):
             'beit' (cubic on a geometric grid; the published evaluation at 1536 px).
         freeze_patch_embed: keep the patch embedding as loaded; the published detectors do.
         drop_path_rate, activation_checkpointing, **size_overrides: see
-            :class:`~eva_mm.vit.EVAVisionTransformer`.
+            :class:`~eva_mm.vit.EVAVisionTransformer`. ``allowed_missing`` and
+            ``allowed_unexpected`` are those of :class:`StrictLoading`.
         init_cfg: mmengine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
         ValueError: unknown ``size`` or ``rel_pos_interpolation``; a block index out of range.
     """
+
+    # Relative positions start at zero; the rest belongs to pretraining and classification.
+    may_be_missing = ('blocks.*.attn.rel_pos_?', 'blocks.*.gamma_?')
+    may_be_unexpected = (
+        'cls_token', 'mask_token', 'lm_head.*', 'norm.*', 'fc_norm.*', 'head.*',
+    )  # fmt: skip
 
     def __init__(
         self,

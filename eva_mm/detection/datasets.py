@@ -11,13 +11,28 @@ datasets/lvis.py}. What differs from mmdet's own data sets:
 
 import json
 import logging
+import math
 import os.path as osp
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
 
+import cv2
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
 from mmengine.fileio import get_text
 from mmengine.logging import print_log
+
+from eva_mm.engine.errors import InputError, MissingFileError, UnreadableFileError
+from eva_mm.engine.exact_data import PositionSeeded
+
+REQUIRED_FIELDS = {
+    'images': ('id', 'width', 'height'),
+    'categories': ('id', 'name'),
+    'annotations': ('id', 'image_id', 'category_id'),
+}
 
 
 def load_annotation_file(path: str, backend_args: dict | None = None) -> dict:
@@ -32,30 +47,70 @@ def load_annotation_file(path: str, backend_args: dict | None = None) -> dict:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is empty, no JSON, or lacks a list; the message names file and key.
+        ValueError: it is empty, no JSON, lacks a list, or an entry lacks a field; the message
+            names file, entry and field.
     """
     try:
         text = get_text(path, backend_args=backend_args)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f'annotation file not found: {path} (check data_root and ann_file)'
         ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f'annotation file is not text: {path}: {error}') from error
     if not text.strip():
-        raise ValueError(f'annotation file is empty: {path}')
+        raise InputError(f'annotation file is empty: {path}')
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f'annotation file is not valid JSON: {path}: {error}') from error
+        raise InputError(f'annotation file is not valid JSON: {path}: {error}') from error
     if not isinstance(data, dict):
-        raise ValueError(
+        raise InputError(
             f'annotation file {path}: expected an object with images and categories, '
             f'found a {type(data).__name__} (a results file?)'
         )
     data.setdefault('annotations', [])
     for key in ('images', 'categories', 'annotations'):
         if not isinstance(data.get(key), list):
-            raise ValueError(f'annotation file {path}: expected a list under {key!r}, found none')
+            raise InputError(f'annotation file {path}: expected a list under {key!r}, found none')
+    for key, fields in REQUIRED_FIELDS.items():
+        require_fields(data[key], key, fields, path)
+    for image in data['images']:
+        sides = (image['width'], image['height'])
+        if not _are_numbers(sides) or min(sides) <= 0:
+            raise InputError(
+                f'annotation file {path}: image id={image["id"]} is {image["width"]} x '
+                f'{image["height"]} px, expected positive width and height'
+            )
     return data
+
+
+def require_fields(entries: list, section: str, fields: Iterable[str], path: str) -> None:
+    """Makes sure that every entry of a list is an object with certain fields.
+
+    Raises:
+        ValueError: naming the first entry and field.
+    """
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise InputError(
+                f'annotation file {path}: {section}[{index}] should be an object, '
+                f'found {str(entry)[:40]}'
+            )
+        for field in fields:
+            if field not in entry:
+                raise InputError(
+                    f'annotation file {path}: {section}[{index}] (id={entry.get("id")}) has no '
+                    f'{field!r}, found {sorted(entry)[:8]}'
+                )
+
+
+def _are_numbers(values: Iterable) -> bool:
+    """Whether all are finite numbers; by one sum, as LVIS has 76 million coordinates."""
+    try:
+        return math.isfinite(math.fsum(values))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def check_lvis_fields(data: dict, path: str) -> None:
@@ -72,7 +127,7 @@ def check_lvis_fields(data: dict, path: str) -> None:
         for entry in data[section]:
             for field in fields:
                 if field not in entry:
-                    raise ValueError(
+                    raise InputError(
                         f'annotation file {path} is not LVIS: {section} entry '
                         f'id={entry.get("id")} has no {field!r} (for COCO use EVACocoDataset '
                         f'and EVACocoMetric)'
@@ -91,22 +146,63 @@ def lvis_image_file(image: dict) -> str:
     return name.rsplit('_', 1)[-1] if name.startswith('COCO_') else name
 
 
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether PIL, OpenCV or mmcv raised this for a file that is no picture, or half of one."""
+    if isinstance(error, cv2.error):
+        return 'imdecode' in str(error)
+    if isinstance(error, AssertionError):  # OpenCV gave nothing
+        return 'failed to load image' in str(error)
+    return isinstance(error, (OSError, SyntaxError))
+
+
+class BrokenImageError(UnreadableFileError):
+    """An image that is no picture, or half of one."""
+
+
+class MissingImageError(UnreadableFileError, FileNotFoundError):
+    """An image that is not there."""
+
+
 @DATASETS.register_module()
-class EVACocoDataset(CocoDataset):
+class EVACocoDataset(PositionSeeded, CocoDataset):
     """COCO-format instances, chosen and ordered as in the published training.
 
     Arguments are those of mmdet's ``CocoDataset``. Without ``metainfo`` the classes are those
     of the annotation file. A training set (``test_mode=False``) holds no crowd regions, and no
     image without instances unless ``filter_cfg=dict(filter_empty_gt=False)``; a test set keeps
-    every image, and crowds as instances with ``ignore_flag`` 1.
+    every image, and crowds as instances with ``ignore_flag`` 1. Augmentations are seeded by the
+    sample's position (see :class:`PositionSeeded`).
+
+    Boxes need not lie inside their images, nor be positive: with masks they are computed from the
+    clipped masks, without masks they are clipped, and what has no extent is dropped
+    (:class:`LargeScaleJitter`). Polygons of fewer than three points are left out, and so is an
+    instance that has no others. Masks as run lengths need bitmaps
+    (``LoadAnnotations(poly2mask=True)``).
+
+    Args:
+        skip_unreadable: train with the next readable image in place of one that is missing or
+            broken, instead of stopping; each is logged, and ``UnreadableImagesHook`` reports how
+            many there were. Test sets always stop: a missing image would change the AP.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`load_annotation_file`; also for classes that
-            the file lacks and for annotations of unknown images.
+            the file lacks, for annotations of unknown images or categories, and for boxes and
+            masks of a wrong form.
     """
 
     # Empty on purpose: CocoDataset's 80 names would mislabel any other COCO-format file.
     METAINFO: dict = {}
+
+    def __init__(self, *args, skip_unreadable: bool = False, **kwargs) -> None:
+        self.skip_unreadable = skip_unreadable
+        # Shared with the workers of a DataLoader, so that the main process sees their count.
+        self._replaced = torch.zeros(1, dtype=torch.int64).share_memory_()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def num_replaced(self) -> int:
+        """How often another image stood in for an unreadable one, in this process's workers."""
+        return int(self._replaced)
 
     def load_data_list(self) -> list[dict]:
         """Reads ``ann_file``; one record per image, in ascending image id."""
@@ -114,12 +210,17 @@ class EVACocoDataset(CocoDataset):
         self._set_categories(data['categories'])
         images = {image['id']: image for image in data['images']}
         annotations = self._annotations_by_image(data['annotations'], images)
+        self._check_content(data)
         self.cat_img_map = defaultdict(list)
         for image_id, entries in annotations.items():
             for category_id in {entry['category_id'] for entry in entries}:
                 self.cat_img_map[category_id].append(image_id)
         self._set_metainfo(data)
-        return [
+        self._num_pointless = 0
+        self._mask_loader = next(
+            (t for t in self.pipeline.transforms if getattr(t, 'with_mask', False)), None
+        )
+        records = [
             self.parse_data_info(
                 dict(
                     raw_img_info=dict(images[image_id], img_id=image_id),
@@ -128,6 +229,14 @@ class EVACocoDataset(CocoDataset):
             )
             for image_id in sorted(images)
         ]
+        if self._num_pointless:
+            print_log(
+                f'{self.ann_file}: {self._num_pointless} instances are left out, none of their '
+                'polygons has three points',
+                'current',
+                logging.WARNING,
+            )
+        return records
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Turns one image and its annotations into mmdet's record.
@@ -145,7 +254,7 @@ class EVACocoDataset(CocoDataset):
             height=image['height'],
             width=image['width'],
         )
-        parsed = (self._parse_instance(entry) for entry in raw_data_info['raw_ann_info'])
+        parsed = (self._parse_instance(entry, image) for entry in raw_data_info['raw_ann_info'])
         info['instances'] = [instance for instance in parsed if instance is not None]
         if self.return_classes:
             info.update(
@@ -157,6 +266,7 @@ class EVACocoDataset(CocoDataset):
 
     def image_file(self, image: dict) -> str:
         """Path of an image below ``data_prefix['img']``."""
+        require_fields([image], 'images', ('file_name',), self.ann_file)
         return image['file_name']
 
     def filter_data(self) -> list[dict]:
@@ -171,24 +281,57 @@ class EVACocoDataset(CocoDataset):
             if (info['instances'] or not drop_empty)
             and min(info['width'], info['height']) >= min_size
         ]
-        if self.data_list and not kept:
-            raise ValueError(
+        if not kept:
+            raise InputError(
                 f'{self.ann_file}: none of {len(self.data_list)} images is left for training '
                 f'(an image needs an instance that is no crowd, of one of '
                 f'{len(self.cat_ids)} classes)'
             )
         return kept
 
-    def prepare_data(self, idx: int):
-        """Runs the pipeline; an image that cannot be read is named together with its source."""
+    def prepare_data(self, idx):
+        """Runs the pipeline; an image that cannot be read is named together with its source.
+
+        Raises:
+            FileNotFoundError, OSError: the image is missing or broken (see ``skip_unreadable``).
+            ValueError: it has another size than annotated, which would misplace every target.
+        """
+        if not self.skip_unreadable or self.test_mode:
+            return self._prepare(idx)
+        for candidate in range(idx, idx + len(self)):
+            try:
+                return self._prepare(candidate % len(self) if candidate > idx else idx)
+            except UnreadableFileError as error:
+                self._replaced += 1
+                print_log(f'{error}; the next image replaces it', 'current', logging.WARNING)
+        raise UnreadableFileError(f'none of the {len(self)} images of {self.ann_file} can be read')
+
+    def _prepare(self, idx):
         try:
-            return super().prepare_data(idx)
-        except OSError as error:
+            results = super().prepare_data(idx)
+        except (OSError, SyntaxError, cv2.error, AssertionError) as error:
+            if not _is_unreadable(error):
+                raise
             path = self.get_data_info(idx)['img_path']
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+            kind = MissingImageError if isinstance(error, FileNotFoundError) else BrokenImageError
             raise kind(
                 f'cannot read image {path}, listed in {self.ann_file} (check data_prefix): {error}'
             ) from error
+        self._check_size(idx, results)
+        return results
+
+    def _check_size(self, idx: int, results: Any) -> None:
+        sample = results.get('data_samples') if isinstance(results, dict) else None
+        if not isinstance(sample, DetDataSample) or 'ori_shape' not in sample:
+            return
+        info = self.get_data_info(idx)
+        annotated = (info['height'], info['width'])
+        if tuple(sample.ori_shape[:2]) != annotated:
+            height, width = sample.ori_shape[:2]
+            raise InputError(
+                f'image {info["img_path"]} is {width} x {height} px (upright, after its EXIF '
+                f'rotation), but {annotated[1]} x {annotated[0]} px in {self.ann_file}'
+            )
 
     def _read_annotations(self) -> dict:
         return load_annotation_file(self.ann_file, self.backend_args)
@@ -200,7 +343,7 @@ class EVACocoDataset(CocoDataset):
         if wanted is not None:
             missing = sorted(set(wanted) - set(names.values()))
             if missing:
-                raise ValueError(
+                raise InputError(
                     f'{self.ann_file} has no category named {", ".join(missing[:5])}'
                     f'{" ..." if len(missing) > 5 else ""} ({len(missing)} of {len(wanted)} '
                     f'classes of metainfo are unknown; it has {len(names)} categories)'
@@ -221,27 +364,39 @@ class EVACocoDataset(CocoDataset):
     def _set_metainfo(self, data: dict) -> None:
         """Hook for further meta information; called when the categories are known."""
 
+    def _check_content(self, data: dict) -> None:
+        for key in ('images', 'categories'):
+            if not data[key]:
+                raise InputError(f'{self.ann_file} lists no {key}')
+        known = {category['id'] for category in data['categories']}
+        for entry in data['annotations']:
+            if entry['category_id'] not in known:
+                raise InputError(
+                    f'{self.ann_file}: annotation id={entry["id"]} is of category '
+                    f'{entry["category_id"]}, which is not listed under categories'
+                )
+
     def _annotations_by_image(self, annotations: list, images: dict) -> dict[int, list[dict]]:
         grouped, seen = defaultdict(list), set()
         for entry in annotations:
             if entry['image_id'] not in images:
-                raise ValueError(
+                raise InputError(
                     f'{self.ann_file}: annotation id={entry.get("id")} belongs to image '
                     f'{entry["image_id"]}, which is not listed under images'
                 )
             seen.add(entry['id'])
             grouped[entry['image_id']].append(entry)
         if len(seen) != len(annotations):
-            raise ValueError(f'{self.ann_file}: annotation ids are not unique')
+            raise InputError(f'{self.ann_file}: annotation ids are not unique')
         return grouped
 
-    def _parse_instance(self, entry: dict) -> dict | None:
+    def _parse_instance(self, entry: dict, image: dict) -> dict | None:
         crowd = bool(entry.get('iscrowd', 0))
         if entry.get('ignore') or entry['category_id'] not in self.cat2label:
             return None
         if crowd and not self.test_mode:
             return None
-        x, y, width, height = entry['bbox']
+        x, y, width, height = self._box(entry)
         instance = dict(
             bbox=[x, y, x + width, y + height],
             bbox_label=self.cat2label[entry['category_id']],
@@ -251,12 +406,69 @@ class EVACocoDataset(CocoDataset):
         mask = entry.get('segmentation')
         if isinstance(mask, list) and mask:
             # A polygon needs three points; an instance without any is no instance in detectron2.
-            mask = [part for part in mask if len(part) % 2 == 0 and len(part) >= 6]
+            mask = [part for part in mask if self._is_polygon(part, entry)]
             if not mask:
+                self._num_pointless += 1
                 return None
+        elif isinstance(mask, dict):
+            self._check_run_lengths(mask, entry, image)
         if mask:
             instance['mask'] = mask
+        if not self.test_mode:
+            self._check_loadable(mask, entry)
         return instance
+
+    def _box(self, entry: dict) -> list[float]:
+        box = entry.get('bbox')
+        if not (isinstance(box, list) and len(box) == 4 and _are_numbers(box)):
+            raise self._wrong(entry, f'bbox should be [x, y, width, height], found {box}')
+        return box
+
+    def _is_polygon(self, part: Any, entry: dict) -> bool:
+        if not (isinstance(part, list) and _are_numbers(part)):
+            raise self._wrong(
+                entry,
+                'segmentation should be polygons [[x1, y1, x2, y2, ...], ...] or run lengths, '
+                f'found {str(part)[:40]}',
+            )
+        return len(part) % 2 == 0 and len(part) >= 6
+
+    def _check_run_lengths(self, mask: dict, entry: dict, image: dict) -> None:
+        size, counts = mask.get('size'), mask.get('counts')
+        expected = [image['height'], image['width']]
+        if size is None or not isinstance(counts, (list, str)):
+            raise self._wrong(
+                entry, f'run lengths should have size and counts, found {sorted(mask)}'
+            )
+        if list(size) != expected:
+            raise self._wrong(
+                entry, f'its mask is {list(size)} (height, width), its image is {expected}'
+            )
+        if isinstance(counts, list) and sum(counts) != expected[0] * expected[1]:
+            raise self._wrong(
+                entry, f'run lengths sum to {sum(counts)}, expected {expected[0] * expected[1]}'
+            )
+
+    def _check_loadable(self, mask: Any, entry: dict) -> None:
+        """mmdet would turn what its loader cannot take into nothing, without a word."""
+        if self._mask_loader is None:
+            return
+        if not mask:
+            raise self._wrong(
+                entry,
+                'no segmentation, which the pipeline loads (LoadAnnotations with_mask=True)',
+            )
+        if isinstance(mask, dict) and not self._mask_loader.poly2mask:
+            raise self._wrong(
+                entry,
+                'its mask is run lengths, the pipeline takes polygons; set poly2mask=True in '
+                'LoadAnnotations to train on bitmaps',
+            )
+
+    def _wrong(self, entry: dict, what: str) -> InputError:
+        return InputError(
+            f'{self.ann_file}: annotation id={entry["id"]} (image {entry["image_id"]}): {what}'
+        )
 
 
 @DATASETS.register_module()

@@ -11,7 +11,9 @@ from mmdet.registry import METRICS
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
-from .datasets import check_lvis_fields, load_annotation_file
+from eva_mm.engine.errors import InputError
+
+from .datasets import check_lvis_fields, load_annotation_file, require_fields
 from .fast_eval import (
     listed_categories,
     precision_table,
@@ -147,7 +149,18 @@ class EVACocoMetric(CocoMetric):
         return MMLogger.get_current_instance()
 
     def _load(self, ann_file: str) -> dict:
-        return load_annotation_file(ann_file, self.backend_args)
+        data = load_annotation_file(ann_file, self.backend_args)
+        if not data['categories']:
+            raise InputError(f'{ann_file} lists no categories')
+        require_fields(data['annotations'], 'annotations', ('area', 'bbox'), ann_file)
+        if 'segm' in self.metrics:
+            for entry in data['annotations']:
+                if not entry.get('segmentation'):
+                    raise InputError(
+                        f'annotation file {ann_file}: annotation id={entry["id"]} has no mask, '
+                        "which metric 'segm' needs"
+                    )
+        return data
 
     def _data_of_samples(self, truths: Iterable[dict]) -> dict:
         """Ground truth in COCO's format from the data samples (mmdet's conversion)."""

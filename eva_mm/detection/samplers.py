@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 
 import torch
 from mmdet.registry import DATA_SAMPLERS
-from mmengine.dist import get_dist_info, sync_random_seed
-from torch.utils.data import Sampler
+
+from eva_mm.engine.exact_data import ExactInfiniteSampler
 
 
 def repeat_factors(
@@ -40,12 +40,12 @@ def repeat_factors(
 
 
 @DATA_SAMPLERS.register_module()
-class InfiniteRepeatFactorSampler(Sampler):
+class InfiniteRepeatFactorSampler(ExactInfiniteSampler):
     """Infinite sampler that shows images with rare categories more often.
 
     Each epoch rounds every repeat factor up or down at random, so that its mean is kept, then
-    shuffles. All ranks draw the same stream and take every ``world_size``-th index of it. The
-    stream depends on the seed alone, so a resumed run can :meth:`skip` to where it was.
+    shuffles. The stream depends on the seed alone; see :class:`ExactInfiniteSampler` for how
+    processes share it and how a resumed run finds its place.
 
     Args:
         dataset: offers ``get_cat_ids(idx)``, as mmdet's data sets do.
@@ -68,41 +68,10 @@ class InfiniteRepeatFactorSampler(Sampler):
             )
         if not 0 <= repeat_thr <= 1:
             raise ValueError(f'repeat_thr is a fraction of images, 0 to 1, got {repeat_thr}')
-        if len(dataset) == 0:
-            raise ValueError('cannot sample from an empty data set')
-        self.dataset = dataset
-        self.rank, self.world_size = get_dist_info()
-        self.shuffle = shuffle
-        self.seed = sync_random_seed() if seed is None else seed
+        super().__init__(dataset, shuffle, seed)
         self.repeat_factors = repeat_factors(
             [dataset.get_cat_ids(idx) for idx in range(len(dataset))], repeat_thr
         )
-        self._start = 0
-
-    def __iter__(self) -> Iterator[int]:
-        """Indices for this rank, from the position set by :meth:`skip`, without end."""
-        position = self._start * self.world_size + self.rank  # in the stream of all ranks
-        for epoch in self._epochs():
-            while position < len(epoch):
-                yield int(epoch[position])
-                position += self.world_size
-            position -= len(epoch)
-
-    def __len__(self) -> int:
-        """Number of images, as for mmengine's ``InfiniteSampler`` (the stream has no end)."""
-        return len(self.dataset)
-
-    def skip(self, num_samples: int) -> None:
-        """Lets the next iterator start at an absolute position: what mmengine calls on resuming.
-
-        Cheap: whole epochs are redrawn (two random vectors each), no data is read.
-
-        Args:
-            num_samples: indices of this rank already consumed since the start of training.
-        """
-        if num_samples < 0:
-            raise ValueError(f'num_samples must not be negative, got {num_samples}')
-        self._start = num_samples
 
     def _epochs(self) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(self.seed)

@@ -35,6 +35,8 @@ def clip_polygon(points: np.ndarray, window: Window) -> list[np.ndarray]:
     """
     corner = np.array(window[:2], dtype=np.float64)
     points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if len(points) < 4 and (points[0] == points[-1]).all():
+        return []  # closed after two points: no area, and shapely refuses it
     polygon = geometry.Polygon(points)
     low, high = points.min(axis=0), points.max(axis=0)
     inside = (low >= corner).all() and (high <= window[2:]).all()

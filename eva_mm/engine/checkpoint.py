@@ -8,6 +8,7 @@ every way in (``load_from``, ``--resume``, ``Pretrained``, inferencers) reads wi
 
 import hashlib
 import os
+import zipfile
 from pickle import UnpicklingError
 from typing import IO, Any
 from urllib.parse import urlparse
@@ -23,6 +24,9 @@ from torch import nn
 
 from eva_mm.zoo.download import SCHEME, cached_file
 from eva_mm.zoo.keys import TABLES
+
+from .errors import InputError, MissingFileError
+from .strict_loading import remember_source
 
 # Where published files keep their weights, in the order the authors' loaders look.
 INNER_KEYS = ('state_dict', 'model', 'module')
@@ -55,12 +59,15 @@ def _safe_globals() -> list:
     ]
 
 
-def safe_load(file: str | os.PathLike | IO[bytes], map_location: Any = None) -> dict:
+def safe_load(
+    file: str | os.PathLike | IO[bytes], map_location: Any = None, mmap: bool = False
+) -> dict:
     """Read a checkpoint without ever running code from it.
 
     Args:
         file: path of a ``torch.save`` file, or the open file.
         map_location: as of ``torch.load``.
+        mmap: leave tensors on disk until they are used; for paths.
 
     Returns:
         The dictionary in the file. Weights under ``model`` or ``module``, as the published files
@@ -75,21 +82,29 @@ def safe_load(file: str | os.PathLike | IO[bytes], map_location: Any = None) -> 
     if not hasattr(file, 'read'):
         file = os.path.expanduser(file)
         if not os.path.isfile(file):
-            raise FileNotFoundError(f'checkpoint {file} does not exist')
+            raise MissingFileError(f'checkpoint {file} does not exist')
+        mmap = mmap and zipfile.is_zipfile(file)  # torch's format before 1.6 has no mapping
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(
+                file, map_location=map_location, weights_only=True, mmap=mmap or None
+            )
     except Exception as error:  # a broken file raises nearly anything inside the unpickler
         reason = str(error).split('\n', 1)[0]
-        raise ValueError(
+        raise InputError(
             f'{name} cannot be read as a checkpoint of weights and plain values, expected a '
             f'torch.save file of tensors: {reason} Nothing in it was executed.'
         ) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(
+        raise InputError(
             f'{name} holds a {type(checkpoint).__name__}, expected a dictionary of weights'
         )
-    return with_state_dict(checkpoint)
+    if isinstance(checkpoint.get('meta'), dict):
+        # Config text of mmcv 1.x: mmengine runs it as Python when it resumes.
+        checkpoint['meta'].pop('config', None)
+    checkpoint = with_state_dict(checkpoint)
+    remember_source(checkpoint.get('state_dict', checkpoint), name)
+    return checkpoint
 
 
 def with_state_dict(checkpoint: dict) -> dict:
@@ -122,7 +137,7 @@ def require_common_names(model: nn.Module, state_dict: dict, prefix: str = '') -
     """
     own = {prefix + name for name, _ in model.named_parameters()}
     if not own & state_dict.keys():
-        raise ValueError(
+        raise InputError(
             f'none of the {len(own)} parameters of {type(model).__name__} is in the checkpoint, '
             f'which begins with {list(state_dict)[:3]}; expected names like {sorted(own)[:2]}'
         )

@@ -292,11 +292,13 @@ def describe_batch(report: Report, cfg: Config, gpus: int, wrapper: OptimWrapper
     if base is None:
         report.line('base batch: not stated (auto_scale_lr.base_batch_size)')
         return
+    published = base * cfg.get('accumulate', 1)
     report.line(
-        f'base batch: {base}' + ('' if base == total else f', {base / total:g} times as many')
+        f'base batch: {published:g}'
+        + ('' if published == total else f', {published / total:g} times as many')
     )
     if cfg.auto_scale_lr.get('enable'):
-        # mmengine leaves accumulation out of the batch it scales by.
+        # mmengine leaves accumulation out of the batch; --accumulate put it into the base.
         factor = per_gpu * gpus / base
         report.line(f'--auto-scale-lr: every rate below is scaled by {factor:g}')
         for group in wrapper.optimizer.param_groups:
@@ -326,16 +328,35 @@ def describe_schedule(
     if length:
         note = f'{total * length:,} iterations' if by_epoch else f'{total / length:.4g} epochs'
         report.line(f'{note} of {length:,} iterations on these data')
+    passes = cfg.get('accumulate', 1)
     if wrapper._accumulative_counts > 1:
         report.line(f'one update every {wrapper._accumulative_counts} iterations')
+    if passes > 1:
+        total //= passes
+        report.line(f'--accumulate: {total:,} updates; rates below change with updates alone')
+    describe_intervals(report, cfg)
     schedulers = _as_list(cfg.get('param_scheduler'))
     if by_epoch and length is None and any(_by_iteration(s) for s in schedulers):
         report.line('rates not simulated: their steps depend on the number of training images')
         return
     counted, points = schedule_points(schedulers, wrapper, total, by_epoch, length)
+    if passes > 1:
+        counted = 'update'
     rows = [('', counted, 'lr, lowest group', 'lr, highest group')]
     rows += [(p.what, f'{p.step:,}', f'{p.lowest_lr:.6g}', f'{p.highest_lr:.6g}') for p in points]
     report.table(rows)
+
+
+def describe_intervals(report: Report, cfg: Config) -> None:
+    """Print how often an iteration-based run validates and saves."""
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    intervals = {
+        'validation': cfg.train_cfg.get('val_interval') if cfg.get('val_dataloader') else None,
+        'checkpoint': None if saving.get('by_epoch', True) else saving.get('interval'),
+    }
+    told = [f'{what} every {number:,}' for what, number in intervals.items() if number]
+    if told and 'max_iters' in cfg.train_cfg:
+        report.line(f'{", ".join(told)} iterations')
 
 
 def _by_iteration(scheduler: Mapping) -> bool:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import difflib
 import gc
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, METRICS, RUNNERS, init_default_scope
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import eva_mm
 from eva_mm import compat
 
+from .accumulation import set_accumulation
+from .config_check import check_config
+from .errors import InputError
 from .optim_wrapper import gpu_has_bf16
+from .resume import fit_to_checkpoint, newest_readable, read_state
 
 # mmdet's own dump encodes instance masks, which would fill the memory as bitmaps.
 _DUMP_METRICS = {'mmdet': 'DumpDetResults'}
@@ -36,8 +43,50 @@ _DRAWING_HOOKS = {
 _PLAIN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper')
 
 
-class UsageError(ValueError):
+class UsageError(InputError):
     """A mistake in what the user typed; tools print its text alone, without a traceback."""
+
+
+@contextmanager
+def plain_errors(tool: str) -> Iterator[None]:
+    """End the program with one message, without a traceback, where the input is at fault.
+
+    Args:
+        tool (str): Name of the script, which the message begins with.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = plain_message(error)
+        if text is None:
+            raise
+        sys.exit(f'{tool}: {text}')
+
+
+def plain_message(error: BaseException) -> str | None:
+    """What to tell the user of an error in his input or environment; None for any other error."""
+    if isinstance(error, (InputError, compat.HostError)):
+        # What a worker of a DataLoader raised comes with its traceback in front.
+        return re.split(r'(?m)^[\w.]*\.\w+Error: ', str(error))[-1].strip()
+    if 'EADDRINUSE' in str(error) and not isinstance(error, SyntaxError):
+        port = os.environ.get('MASTER_PORT', 'of the launcher')
+        return (
+            f'port {port} (MASTER_PORT) is in use, by another run or one that did not end; '
+            'give this run another one: PORT=29501 tools/dist_train.sh ..., or torchrun '
+            '--master_port=29501'
+        )
+    if isinstance(error, (ImportError, FileNotFoundError)):
+        # mmengine names the module or config file that failed, and drops the reason.
+        inner = error.__cause__ or error.__context__
+        if inner is not None and (text := plain_message(inner)):
+            return text
+        for host in compat.HOSTS:
+            if host in str(error) or MODULE2PACKAGE.get(host, host) in str(error):
+                try:
+                    compat.require(host)
+                except compat.HostError as missing:
+                    return str(missing)
+    return None
 
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -49,13 +98,19 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config
             near one is, is warned about: mmengine would take it in silence.
 
     Raises:
-        UsageError: No such config; lists near names.
+        UsageError: No such config (lists near names), or one that cannot be parsed.
     """
     compat.prepare()
-    cfg = Config.fromfile(find_config(path))
+    file = find_config(path)
+    try:
+        cfg = Config.fromfile(file)
+    except SyntaxError as error:
+        raise UsageError(f'config {file} is no Python: {error}') from error
     if overrides:
         warn_of_misspelt_keys(cfg, overrides)
         cfg.merge_from_dict(dict(overrides))
+    if not int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+        check_config(cfg)
     return cfg
 
 
@@ -125,6 +180,7 @@ def prepare_train_config(
     amp: bool = False,
     auto_scale_lr: bool = False,
     launcher: str = 'none',
+    accumulate: int = 1,
 ) -> Config:
     """Build the config of a training run from the command line.
 
@@ -132,21 +188,23 @@ def prepare_train_config(
         config (str): File or name of the config.
         cfg_options (Mapping, optional): Dotted key -> value.
         work_dir (str, optional): Precedes the config's; defaults to `default_work_dir`.
-        resume (str, optional): 'auto' goes on from the newest checkpoint of the work dir, if there
-            is one, and else starts as without it (weights of `load_from` included); otherwise a
-            checkpoint's path.
+        resume (str, optional): 'auto' goes on from the newest checkpoint of the work dir that can
+            be read, if there is one, and else starts as without it (weights of `load_from`
+            included); otherwise a checkpoint's path. The run keeps the checkpoint's seed.
         amp (bool): Mixed precision, bfloat16 where the device has it.
         auto_scale_lr (bool): Scale the rate by the total batch over the published one.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        accumulate (int): Forward passes per update; see `accumulation.set_accumulation`.
 
     Raises:
-        UsageError: The config lacks what an option needs, or a file is not there.
+        UsageError: The config lacks what an option needs, or a file is not there or is broken.
     """
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     if amp:
         enable_amp(cfg)
+    accumulate_gradients(cfg, accumulate)
     if auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if resume:
@@ -197,15 +255,41 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def accumulate_gradients(cfg: Config, count: int) -> None:
+    """Set the forward passes per update; warn of a config that sets them by mmengine's key."""
+    try:
+        set_accumulation(cfg, count)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    by_hand = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if by_hand > 1 and 'accumulate' not in cfg:
+        print_log(
+            f'optim_wrapper.accumulative_counts={by_hand}: max_iters, schedules and intervals '
+            f'count forward passes, and rates move between updates; --accumulate {by_hand} '
+            f'in its place keeps the schedule of the config',
+            logger='current',
+            level=30,
+        )
+
+
 def set_resume(cfg: Config, resume: str) -> None:
     """Let a run go on from a checkpoint; see `prepare_train_config`."""
-    if resume == 'auto':
-        # Found here rather than by the Runner, which drops `load_from` when it finds nothing.
-        resume = find_latest_checkpoint(cfg.work_dir)
-        if resume is None:
-            return
-    if '://' not in resume and not Path(resume).exists():
-        raise UsageError(f'--resume: checkpoint {resume} not found')
+    try:
+        if resume == 'auto':
+            # Found here rather than by the Runner, which drops `load_from` when it finds nothing.
+            found = newest_readable(cfg)
+            if found is None:
+                return
+            resume, meta = found
+        else:
+            # What lies on another storage is read by the Runner alone.
+            meta = {} if '://' in resume else read_state(resume)
+        if meta:
+            fit_to_checkpoint(cfg, resume, meta)
+    except FileNotFoundError as error:
+        raise UsageError(f'--resume: checkpoint {resume} not found') from error
+    except InputError as error:
+        raise UsageError(f'--resume: {error}') from error
     cfg.resume, cfg.load_from = True, resume
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmdet.registry import DATA_SAMPLERS
 
-from eva_mm.detection import samplers
 from eva_mm.detection.samplers import InfiniteRepeatFactorSampler, repeat_factors
+from eva_mm.engine import exact_data
 
 
 class Categories:
@@ -54,13 +54,13 @@ def test_ranks_share_one_stream(monkeypatch):
     dataset = Categories(SETS)
     whole = taken(InfiniteRepeatFactorSampler(dataset, 0.5, seed=7), 300)
     for rank in range(3):
-        monkeypatch.setattr(samplers, 'get_dist_info', lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(exact_data, 'get_dist_info', lambda rank=rank: (rank, 3))
         assert taken(InfiniteRepeatFactorSampler(dataset, 0.5, seed=7), 100) == whole[rank::3]
 
 
 @pytest.mark.parametrize('position', [0, 1, 9, 57])
 def test_resuming_continues_exactly(monkeypatch, position):
-    monkeypatch.setattr(samplers, 'get_dist_info', lambda: (1, 2))
+    monkeypatch.setattr(exact_data, 'get_dist_info', lambda: (1, 2))
     whole = taken(InfiniteRepeatFactorSampler(Categories(SETS), 0.5, seed=7), 200)
     resumed = InfiniteRepeatFactorSampler(Categories(SETS), 0.5, seed=7)
     resumed.skip(position)
@@ -79,7 +79,7 @@ def test_seed_and_shuffle():
 
 
 def test_more_ranks_than_images(monkeypatch):
-    monkeypatch.setattr(samplers, 'get_dist_info', lambda: (6, 8))
+    monkeypatch.setattr(exact_data, 'get_dist_info', lambda: (6, 8))
     sampler = InfiniteRepeatFactorSampler(Categories([[1], [1], [1]]), 0.001, seed=0)
     assert set(taken(sampler, 60)) == {0, 1, 2}
 

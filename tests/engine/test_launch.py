@@ -57,22 +57,6 @@ def test_command_line_precedes_the_config(config):
     assert launch.prepare_train_config(config).work_dir == 'work_dirs/toy/small'
 
 
-def test_resume(config, tmp_path):
-    work_dir = tmp_path / 'work'
-    options = {'load_from': 'eva://start'}
-    cfg = launch.prepare_train_config(config, options, str(work_dir), resume='auto')
-    assert (cfg.get('resume', False), cfg.load_from) == (False, 'eva://start')
-    work_dir.mkdir()
-    newest = work_dir / 'iter_9.pth'
-    newest.touch()
-    (work_dir / 'last_checkpoint').write_text(str(newest))
-    cfg = launch.prepare_train_config(config, options, str(work_dir), resume='auto')
-    assert (cfg.resume, cfg.load_from) == (True, str(newest))
-    newest.unlink()
-    with pytest.raises(launch.UsageError, match=r'iter_9\.pth not found'):
-        launch.prepare_train_config(config, options, str(work_dir), resume='auto')
-
-
 @pytest.mark.parametrize('before', ['OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper'])
 @pytest.mark.parametrize(
     ('device', 'bf16', 'after'),

@@ -27,7 +27,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=1,
     num_workers=4,
-    sampler=dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+    sampler=dict(_delete_=True, type='ExactInfiniteSampler', shuffle=True),
     batch_sampler=None,
     dataset=dict(
         type=dataset_type,

@@ -1,0 +1,155 @@
+"""Which checkpoint is resumed, and what is taken from it."""
+
+import logging
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from eva_mm.engine import checkpoint, launch, resume
+from tests.engine.exact_task import exact_config_text
+from tests.toy_task import make_data
+
+
+def save(path, iteration=1, seed=3, **more):
+    meta = dict(iter=iteration, epoch=0, seed=seed, **more)
+    torch.save(dict(meta=meta, message_hub={}, optimizer={}, state_dict={}), path)
+    return str(path)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return Config(dict(work_dir=str(tmp_path), train_cfg=dict(max_iters=100)))
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    said = []
+    monkeypatch.setattr(resume, 'print_log', lambda text, logger, level: said.append((level, text)))
+    return said
+
+
+def cut(path, share=0.5):
+    os.truncate(path, int(os.path.getsize(path) * share))
+
+
+def test_furthest_by_number_not_by_time(cfg, tmp_path):
+    for number in (10, 9, 100):
+        save(tmp_path / f'iter_{number}.pth', number)
+    os.utime(tmp_path / 'iter_100.pth', (1, 1))
+    for other in ('best_mAP_iter_500.pth', 'iter_200.pth.tmp', 'notes.txt'):
+        (tmp_path / other).touch()
+    names = [os.path.basename(path) for path in resume.saved_checkpoints(cfg)]
+    assert names == ['iter_100.pth', 'iter_10.pth', 'iter_9.pth']
+
+
+def test_folder_and_names_of_the_hook(cfg, tmp_path):
+    cfg.default_hooks = dict(
+        checkpoint=dict(out_dir=str(tmp_path / 'elsewhere'), filename_tmpl='step-{}.pt')
+    )
+    folder = tmp_path / 'elsewhere' / tmp_path.name
+    folder.mkdir(parents=True)
+    path = save(folder / 'step-3.pt')
+    save(tmp_path / 'iter_4.pth')
+    assert resume.saved_checkpoints(cfg) == [path]
+
+
+def test_a_truncated_one_is_named_and_the_one_before_is_used(cfg, tmp_path, messages):
+    good = save(tmp_path / 'iter_20.pth', 20)
+    save(tmp_path / 'iter_10.pth', 10)
+    cut(save(tmp_path / 'iter_30.pth', 30))
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_30.pth'))
+    (tmp_path / 'iter_40.pth').touch()
+    launch.set_resume(cfg, 'auto')
+    assert (cfg.resume, cfg.load_from, cfg.randomness.seed) == (True, good, 3)
+    assert [level for level, _ in messages] == [logging.WARNING] * 2
+    assert 'iter_40.pth cannot be read' in messages[0][1]
+    assert 'iter_30.pth cannot be read' in messages[1][1]
+
+
+def test_none_that_can_be_read(cfg, tmp_path):
+    cut(save(tmp_path / 'iter_30.pth'))
+    with pytest.raises(launch.UsageError, match=r'no checkpoint in .*iter_30\.pth cannot be read'):
+        launch.set_resume(cfg, 'auto')
+
+
+def test_nothing_to_resume(cfg):
+    cfg.load_from = 'eva://start'
+    launch.set_resume(cfg, 'auto')
+    assert (cfg.get('resume', False), cfg.load_from) == (False, 'eva://start')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda path: os.remove(path), 'not found'),
+        (lambda path: cut(path), 'cannot be read as a checkpoint'),
+        (
+            lambda path: torch.save(dict(state_dict={}), path),
+            r'holds no state of a run \(meta, message_hub, optimizer absent\)',
+        ),
+    ],
+)
+def test_a_named_checkpoint_that_cannot_be_resumed(cfg, tmp_path, change, message):
+    path = save(tmp_path / 'iter_5.pth')
+    change(path)
+    with pytest.raises(launch.UsageError, match=message):
+        launch.set_resume(cfg, path)
+
+
+def test_seed_of_the_checkpoint(cfg, tmp_path):
+    path = save(tmp_path / 'iter_5.pth', seed=11)
+    cfg.randomness = dict(seed=None, deterministic=True)
+    launch.set_resume(cfg, path)
+    assert cfg.randomness == dict(seed=11, deterministic=True)
+    cfg.randomness.seed = 12
+    with pytest.raises(launch.UsageError, match='seed 11, but randomness.seed is 12'):
+        launch.set_resume(cfg, path)
+
+
+def test_iterations_that_count_something_else(cfg, tmp_path):
+    path = save(tmp_path / 'iter_5.pth', accumulate=4)
+    with pytest.raises(launch.UsageError, match='resume it with 4'):
+        launch.set_resume(cfg, path)
+    cfg.accumulate = 4
+    launch.set_resume(cfg, path)
+    assert cfg.resume
+
+
+def test_the_head_alone_is_read(tmp_path):
+    """A checkpoint far larger than what reading it takes."""
+    import resource
+
+    path = tmp_path / 'iter_1.pth'
+    meta = dict(iter=1, epoch=0, seed=3)
+    weights = torch.zeros(2**27, dtype=torch.uint8).share_memory_()
+    torch.save(dict(meta=meta, message_hub={}, optimizer={}, state_dict=dict(w=weights)), path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert resume.read_state(str(path)) == meta
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**14  # KiB
+
+
+def test_config_text_in_a_checkpoint_is_not_run(tmp_path):
+    """mmengine runs `meta.config` as Python when it resumes."""
+    make_data(tmp_path / 'data')
+    (tmp_path / 'toy.py').write_text(exact_config_text(tmp_path / 'data'))
+
+    def train(iterations, resume_from=None):
+        options = {'train_cfg.max_iters': iterations, 'experiment_name': f'toy_{iterations}'}
+        work_dir = str(tmp_path / 'work')
+        cfg = launch.prepare_train_config(
+            str(tmp_path / 'toy.py'), options, work_dir, resume=resume_from
+        )
+        launch.build_runner(cfg).train()
+
+    train(2)
+    path = tmp_path / 'work' / 'iter_2.pth'
+    with torch.serialization.safe_globals(checkpoint._safe_globals()):
+        saved = torch.load(path, weights_only=True)
+    mark = tmp_path / 'mark'
+    saved['meta']['config'] = f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
+    torch.save(saved, path)
+    train(3, resume_from=str(path))
+    assert (tmp_path / 'work' / 'iter_3.pth').exists()
+    assert not mark.exists()
