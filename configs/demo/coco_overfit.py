@@ -6,6 +6,8 @@ Command:    python tools/train.py configs/demo/coco_overfit.py --cfg-options \
 Data:       a folder in COCO format with `instances.json` (one class, person) and `images/`.
 Changed:    sizes, learning rate, drop path, jitter range, counts; trained and tested on the same
             images. No type of component.
+Measured:   four COCO photos with 14 persons, two CPU cores: mask AP 60.7 and 62.5, box AP 94.9 and
+            93.4 in two runs; 6 minutes.
 """
 
 _base_ = '../coco/eva_cascade.py'

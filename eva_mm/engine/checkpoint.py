@@ -99,12 +99,26 @@ def safe_load(
         raise InputError(
             f'{name} holds a {type(checkpoint).__name__}, expected a dictionary of weights'
         )
-    if isinstance(checkpoint.get('meta'), dict):
-        # Config text of mmcv 1.x: mmengine runs it as Python when it resumes.
-        checkpoint['meta'].pop('config', None)
+    _drop_config_texts(checkpoint)
     checkpoint = with_state_dict(checkpoint)
     remember_source(checkpoint.get('state_dict', checkpoint), name)
     return checkpoint
+
+
+def _drop_config_texts(checkpoint: dict) -> None:
+    """Take out what mmengine would run as Python: a config as text.
+
+    ``Runner.resume`` runs ``meta.config`` (mmcv 1.x); inferencers that are given weights alone run
+    ``message_hub.runtime_info.cfg`` or ``meta.cfg``, and now ask for a config instead.
+    """
+    hub = checkpoint.get('message_hub')
+    for place, key in (
+        (checkpoint.get('meta'), 'config'),
+        (checkpoint.get('meta'), 'cfg'),
+        (hub.get('runtime_info') if isinstance(hub, dict) else None, 'cfg'),
+    ):
+        if isinstance(place, dict):
+            place.pop(key, None)
 
 
 def with_state_dict(checkpoint: dict) -> dict:

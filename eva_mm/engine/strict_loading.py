@@ -239,6 +239,11 @@ def _load_and_compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Mismat
             hook(part, mmengine_checkpoint._IncompatibleKeys([], []))
 
     load(model, '')
+    # Shapes are told below; the rest, values that are no tensors say, torch passes over.
+    if failed := [text for text in unused[2] if 'size mismatch' not in text]:
+        raise CheckpointMismatchError(
+            f'{source_of(values)}: {len(failed)} values cannot be copied, first: {failed[0]}'
+        )
     own = model.state_dict()
     return Mismatch(
         [k for k in own if k not in values and not k.endswith('num_batches_tracked')],

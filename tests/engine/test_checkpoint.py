@@ -120,3 +120,18 @@ def test_missing_file(tmp_path):
 def test_unknown_published_name():
     with pytest.raises(ValueError, match="unknown checkpoint 'eva://eva_huge'.*eva_lvis"):
         CheckpointLoader.load_checkpoint('eva://eva_huge')
+
+
+@pytest.mark.parametrize('place', ['meta.config', 'meta.cfg', 'message_hub.runtime_info.cfg'])
+def test_config_texts_are_not_handed_on(tmp_path, place):
+    """mmengine runs them as Python: on resuming, and in inferencers without a config."""
+    *path, key = place.split('.')
+    content = {key: 'import os'}
+    for name in reversed(path):
+        content = {name: content}
+    file = tmp_path / 'iter_1.pth'
+    torch.save(dict(state_dict={}, **content), file)
+    loaded = safe_load(file)
+    for name in path:
+        loaded = loaded[name]
+    assert loaded == {}

@@ -160,3 +160,11 @@ def test_published_pretraining_weights_fit_the_detection_backbone(tmp_path):
 def test_compact_names():
     assert compact(['a.0.x', 'a.1.x', 'a.5.x', 'b']) == ['a.{0-1,5}.x', 'b']
     assert compact(['s.0.c.1.w', 's.1.c.1.w']) == ['s.{0-1}.c.1.w']
+
+
+def test_values_that_cannot_be_copied_are_refused(tmp_path):
+    """torch notes them and goes on; mmengine prints the note."""
+    state = dict(Net().state_dict())
+    state['head.weight'] = state['head.weight'].numpy()
+    with pytest.raises(CheckpointMismatchError, match='1 values cannot be copied.*head.weight'):
+        load_checkpoint(Net(), saved(tmp_path, state))

@@ -3,7 +3,7 @@
 import logging
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -37,9 +37,35 @@ class IterationSeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Warn of data that a resumed run would not see in the same way."""
+        """Make sure that all processes start alike; warn of what makes a resumed run differ.
+
+        Raises:
+            RuntimeError: processes begin at different iterations or with different seeds.
+        """
+        starts = all_gather_object((runner.iter, runner.seed))
+        if len(set(starts)) > 1:
+            raise RuntimeError(
+                f'processes start at different (iteration, seed): {starts}; a resumed run needs a '
+                f'work dir that all machines see'
+            )
         for problem in _inexact(runner):
             runner.logger.log(logging.WARNING, f'a resumed run will differ: {problem}')
+        self._compare_batch(runner)
+
+    @staticmethod
+    def _compare_batch(runner: Runner) -> None:
+        """Samples per iteration decide which of them a resumed run has seen."""
+        batch = getattr(runner.train_dataloader, 'batch_size', None)
+        if batch is None:
+            return
+        hub, now = runner.message_hub, batch * get_world_size()
+        before = hub.get_info('total_batch', now)
+        if runner.iter and before != now:
+            runner.logger.warning(
+                f'resumed with {now} samples per iteration, trained with {before} so far: samples '
+                f'repeat or are left out, and rate and schedule are those of another batch'
+            )
+        hub.update_info('total_batch', now)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Seed; the batch is loaded already, by generators of its own."""
