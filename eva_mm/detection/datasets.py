@@ -207,6 +207,8 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
     def load_data_list(self) -> list[dict]:
         """Reads ``ann_file``; one record per image, in ascending image id."""
         data = self._read_annotations()
+        for section in ('images', 'categories', 'annotations'):
+            self._require_unique_ids(section, data[section])
         self._set_categories(data['categories'])
         images = {image['id']: image for image in data['images']}
         annotations = self._annotations_by_image(data['annotations'], images)
@@ -336,6 +338,16 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
     def _read_annotations(self) -> dict:
         return load_annotation_file(self.ann_file, self.backend_args)
 
+    def _require_unique_ids(self, section: str, entries: list[dict]) -> None:
+        """Of two entries with one id, a table by id would keep the last without a word."""
+        seen = set()
+        for entry in entries:
+            if entry['id'] in seen:
+                raise InputError(
+                    f'{self.ann_file}: {section} are not unique, id={entry["id"]} twice'
+                )
+            seen.add(entry['id'])
+
     def _set_categories(self, categories: list[dict]) -> None:
         """Fixes ``cat_ids``, ``cat2label`` and the class names, by ascending category id."""
         names = {category['id']: category['name'] for category in categories}
@@ -377,17 +389,14 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
                 )
 
     def _annotations_by_image(self, annotations: list, images: dict) -> dict[int, list[dict]]:
-        grouped, seen = defaultdict(list), set()
+        grouped = defaultdict(list)
         for entry in annotations:
             if entry['image_id'] not in images:
                 raise InputError(
                     f'{self.ann_file}: annotation id={entry.get("id")} belongs to image '
                     f'{entry["image_id"]}, which is not listed under images'
                 )
-            seen.add(entry['id'])
             grouped[entry['image_id']].append(entry)
-        if len(seen) != len(annotations):
-            raise InputError(f'{self.ann_file}: annotation ids are not unique')
         return grouped
 
     def _parse_instance(self, entry: dict, image: dict) -> dict | None:

@@ -204,8 +204,11 @@ BAD = {
     'annotation id=9 belongs to image 77, which is not listed': dict(
         make_data(), annotations=[instance(9, 77, 2)]
     ),
-    'annotation ids are not unique': dict(
+    'annotations are not unique, id=': dict(
         make_data(), annotations=[instance(9, 10, 2), instance(9, 30, 2)]
+    ),
+    'categories are not unique, id=5 twice': dict(
+        make_data(), categories=[dict(id=5, name=n, frequency='f') for n in 'ab']
     ),
     'none of 4 images is left for training': dict(make_data(), annotations=[]),
 }
