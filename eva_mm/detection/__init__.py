@@ -16,10 +16,9 @@ from .neck import SimpleFeaturePyramid  # noqa: E402
 from .preprocessor import FixedSizeDetDataPreprocessor  # noqa: E402
 from .roi_head import EVACascadeRoIHead  # noqa: E402
 from .rpn_head import EVARPNHead  # noqa: E402
-from .task_modules import EVAAnchorGenerator, EVADeltaXYWHBBoxCoder, EVAMaxIoUAssigner  # noqa: E402
+from .task_modules import EVADeltaXYWHBBoxCoder, EVAMaxIoUAssigner  # noqa: E402
 
 __all__ = [
-    'EVAAnchorGenerator',
     'EVACascadeRCNN',
     'EVACascadeRoIHead',
     'EVADeltaXYWHBBoxCoder',

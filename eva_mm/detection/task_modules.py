@@ -1,11 +1,9 @@
-"""Anchors, box coding and matching as published, where stock mmdet differs."""
+"""Box coding and anchor matching as published, where stock mmdet differs."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from mmdet.models.task_modules import (
-    AnchorGenerator,
     AssignResult,
     DeltaXYWHBBoxCoder,
     MaxIoUAssigner,
@@ -75,34 +73,6 @@ def clip_boxes(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
 def nonempty(boxes: Tensor) -> Tensor:
     """Which boxes (N, 4), xyxy, have both sides above zero: (N,) bool."""
     return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-
-
-@TASK_UTILS.register_module()
-class EVAAnchorGenerator(AnchorGenerator):
-    """mmdet's anchors, with sizes computed in float64 as published.
-
-    mmdet computes them in float32 and lands an ulp away. Many anchors tie for the best IoU of a
-    ground truth, and the low-quality rule makes all of them positive: an ulp decides which tie
-    (EVA-01/det/detectron2/modeling/anchor_generator.py).
-    """
-
-    def __init__(
-        self, strides: Sequence[int], ratios: Sequence[float], scales: Sequence[float], **kwargs
-    ):
-        # As numbers: those of a tensor cannot be read on the meta device.
-        self._sizes = [(scale, ratio) for scale in scales for ratio in ratios]
-        super().__init__(strides, ratios, scales=scales, **kwargs)
-
-    def gen_single_level_base_anchors(
-        self, base_size: float, scales: Tensor, ratios: Tensor, center: tuple | None = None
-    ) -> Tensor:
-        """Anchors (scales * ratios, 4), xyxy around the origin, in pixels."""
-        anchors = []
-        for scale, ratio in self._sizes:
-            width = math.sqrt((base_size * scale) ** 2 / ratio)
-            height = ratio * width
-            anchors.append([-width / 2, -height / 2, width / 2, height / 2])
-        return torch.tensor(anchors)
 
 
 @TASK_UTILS.register_module()
