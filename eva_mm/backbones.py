@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from eva_mm import engine  # noqa: F401  (safe checkpoints, layer decay)
-from eva_mm.engine.strict_loading import StrictLoading
+from eva_mm.engine.strict_loading import PARTS_OF_OTHER_TASKS, StrictLoading
 from eva_mm.vit import EVAVisionTransformer, ViTSize
 
 
@@ -39,9 +39,7 @@ class EVAViT(StrictLoading, EVAVisionTransformer, BaseModule):
 
     # New layers that start at their initial values, and parts of other tasks' heads.
     may_be_missing = ('fc_norm.*', 'head.*', 'blocks.*.attn.rel_pos_?', 'blocks.*.gamma_?')
-    may_be_unexpected = (
-        'cls_token', 'mask_token', 'lm_head.*', 'norm.*', 'fc_norm.*', 'head.*',
-    )  # fmt: skip
+    may_be_unexpected = PARTS_OF_OTHER_TASKS
 
     def __init__(
         self,

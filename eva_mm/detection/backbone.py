@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from eva_mm.engine.strict_loading import StrictLoading
+from eva_mm.engine.strict_loading import PARTS_OF_OTHER_TASKS, StrictLoading
 from eva_mm.vit import Block, EVAVisionTransformer, ViTSize
 
 # Published table resizing types (EVA-01/det/detectron2/modeling/backbone/utils.py) and ours.
@@ -42,9 +42,7 @@ class EVAViTDet(StrictLoading, EVAVisionTransformer, BaseModule):
 
     # Relative positions start at zero; the rest belongs to pretraining and classification.
     may_be_missing = ('blocks.*.attn.rel_pos_?', 'blocks.*.gamma_?')
-    may_be_unexpected = (
-        'cls_token', 'mask_token', 'lm_head.*', 'norm.*', 'fc_norm.*', 'head.*',
-    )  # fmt: skip
+    may_be_unexpected = PARTS_OF_OTHER_TASKS
 
     def __init__(
         self,
