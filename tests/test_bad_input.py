@@ -29,7 +29,7 @@ from pycocotools import mask as mask_utils  # noqa: E402
 
 from eva_mm.demo import generate_lvis  # noqa: E402
 from eva_mm.detection.metrics import EVACocoMetric, EVALVISMetric  # noqa: E402
-from eva_mm.engine.errors import InputError  # noqa: E402
+from eva_mm.errors import InputError  # noqa: E402
 
 from .detection.test_datasets import image, instance, make_data, write  # noqa: E402
 from .helpers import load_config, shrink_detector  # noqa: E402

@@ -47,31 +47,38 @@ class Row(NamedTuple):
 ARROWS = {
     '__init__': Row({'version'}, set(), {'compat', 'mmengine'}),
     'version': Row(set(), set()),
+    'errors': Row(set(), set()),
     'vit': Row(CORE, {'torch'}),
     'rel_pos': Row(CORE, {'torch'}),
     'resize': Row(CORE, {'torch'}),
-    'zoo': Row(CORE, {'torch', 'huggingface_hub', 'yaml'}, {'safetensors'}),
+    'zoo': Row(
+        CORE | {'errors'},
+        {'torch', 'huggingface_hub', 'yaml', 'filelock', 'safetensors'},
+        {'torchvision', 'open_clip', 'PIL'},
+    ),
     'compat': Row(set(), {'mmengine'}, OPENMMLAB | {'torch'}),
     'doctor': Row({'compat'}, set()),
-    'engine': Row({'zoo', 'compat'}, {'torch', 'mmengine'} | SMALL),
+    'engine': Row({'zoo', 'compat', 'errors'}, {'torch', 'mmengine'} | SMALL),
     'backbones': Row(CORE | {'engine'}, {'torch', 'mmengine'}),
     'pretraining': Row(
-        CORE | {'engine', 'compat'},
+        CORE | {'engine', 'compat', 'errors'},
         {'torch', 'mmengine', 'timm', 'torchvision', 'open_clip'} | SMALL,
     ),
     'classification': Row(
-        CORE | {'engine', 'compat'},
+        CORE | {'engine', 'compat', 'errors'},
         {'torch', 'mmengine', 'timm', 'torchvision', 'open_clip'} | SMALL,
     ),
     'detection': Row(
-        CORE | {'engine', 'compat'},
+        CORE | {'engine', 'compat', 'errors'},
         {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'faster_coco_eval'} | SMALL,
     ),
     'segmentation': Row(
-        CORE | {'engine', 'compat'}, {'torch', 'mmengine', 'mmcv', 'mmseg', 'mmdet'} | SMALL
+        CORE | {'engine', 'compat', 'errors'},
+        {'torch', 'mmengine', 'mmcv', 'mmseg', 'mmdet'} | SMALL,
     ),
     'video': Row(
-        CORE | {'engine', 'compat'}, {'torch', 'mmengine', 'mmcv', 'mmaction', 'decord'} | SMALL
+        CORE | {'engine', 'compat', 'errors'},
+        {'torch', 'mmengine', 'mmcv', 'mmaction', 'decord'} | SMALL,
     ),
     'demo': Row(set(), {'numpy', 'cv2'}, {'pycocotools'}),
 }

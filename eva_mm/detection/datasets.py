@@ -25,8 +25,8 @@ from mmdet.structures import DetDataSample
 from mmengine.fileio import get_text
 from mmengine.logging import print_log
 
-from eva_mm.engine.errors import InputError, MissingFileError, UnreadableFileError
 from eva_mm.engine.exact_data import PositionSeeded
+from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
 
 REQUIRED_FIELDS = {
     'images': ('id', 'width', 'height'),

@@ -11,7 +11,7 @@ from mmdet.registry import METRICS
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
-from eva_mm.engine.errors import InputError
+from eva_mm.errors import InputError
 
 from .datasets import check_lvis_fields, load_annotation_file, require_fields
 from .fast_eval import (

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from .errors import InputError
+from eva_mm.errors import InputError
 
 
 def set_accumulation(cfg: Config, count: int) -> None:

@@ -22,10 +22,10 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
+from eva_mm.errors import InputError, MissingFileError
 from eva_mm.zoo.download import SCHEME, cached_file
 from eva_mm.zoo.keys import TABLES
 
-from .errors import InputError, MissingFileError
 from .strict_loading import remember_source
 
 # Where published files keep their weights, in the order the authors' loaders look.

@@ -22,10 +22,10 @@ from mmengine.runner import Runner
 
 import eva_mm
 from eva_mm import compat
+from eva_mm.errors import InputError
 
 from .accumulation import set_accumulation
 from .config_check import check_config
-from .errors import InputError
 from .optim_wrapper import gpu_has_bf16
 from .resume import fit_to_checkpoint, newest_readable, read_state
 

@@ -18,7 +18,6 @@ from torch.utils.data import BatchSampler, DataLoader
 from eva_mm import compat
 from eva_mm.engine.checkpoint import safe_load
 from eva_mm.engine.dry_run import model_config
-from eva_mm.engine.errors import InputError
 from eva_mm.engine.hooks.iteration_seed import seed_iteration
 from eva_mm.engine.hooks.non_finite import (
     PATH_KEYS,
@@ -27,6 +26,7 @@ from eva_mm.engine.hooks.non_finite import (
     floating_tensors,
     plain_terms,
 )
+from eva_mm.errors import InputError
 
 _KEYS = {
     'autocast',

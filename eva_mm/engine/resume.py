@@ -11,8 +11,9 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+from eva_mm.errors import InputError
+
 from .checkpoint import safe_load
-from .errors import InputError
 
 # What a checkpoint of a run holds beside its weights; weights alone cannot be resumed.
 _STATE = ('meta', 'message_hub', 'optimizer')

@@ -21,7 +21,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .errors import InputError
+from eva_mm.errors import InputError
 
 # Parameters of pretraining and classification that a backbone without those heads leaves aside.
 PARTS_OF_OTHER_TASKS = ('cls_token', 'mask_token', 'lm_head.*', 'norm.*', 'fc_norm.*', 'head.*')
