@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def load_config(name: str, scope: str = 'mmdet') -> Config:
     config = eva_mm.get_config(name)
     init_default_scope(scope)
     return config
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
 
 
 def one_to_one(allowed: np.ndarray) -> bool:

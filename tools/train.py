@@ -31,7 +31,9 @@ def parse_args(argv=None):
         '--amp', action='store_true', help='mixed precision: bfloat16 where the device has it'
     )
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the rate by the total batch'
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the rate by the total batch, and runs by iterations to as many images',
     )
     parser.add_argument(
         '--accumulate',
@@ -76,6 +78,7 @@ def main(argv=None):
             auto_scale_lr=args.auto_scale_lr,
             launcher=args.launcher,
             accumulate=args.accumulate,
+            num_processes=args.gpus if args.dry_run else None,
         )
         if args.dry_run:
             return launch.dry_run(cfg, args.gpus)

@@ -28,6 +28,7 @@ from mmengine.logging import print_log
 from eva_mm.engine.exact_data import PositionSeeded
 from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
 
+_MAX_WORKERS = 256  # of a DataLoader; more share their counts
 REQUIRED_FIELDS = {
     'images': ('id', 'width', 'height'),
     'categories': ('id', 'name'),
@@ -195,14 +196,15 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
 
     def __init__(self, *args, skip_unreadable: bool = False, **kwargs) -> None:
         self.skip_unreadable = skip_unreadable
-        # Shared with the workers of a DataLoader, so that the main process sees their count.
-        self._replaced = torch.zeros(1, dtype=torch.int64).share_memory_()
+        # Shared with the workers of a DataLoader, so that the main process sees their counts; a
+        # place for each, since adding to one number is no single step.
+        self._replaced = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
         super().__init__(*args, **kwargs)
 
     @property
     def num_replaced(self) -> int:
         """How often another image stood in for an unreadable one, in this process's workers."""
-        return int(self._replaced)
+        return int(self._replaced.sum())
 
     def load_data_list(self) -> list[dict]:
         """Reads ``ann_file``; one record per image, in ascending image id."""
@@ -304,7 +306,8 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
             try:
                 return self._prepare(candidate % len(self) if candidate > idx else idx)
             except UnreadableFileError as error:
-                self._replaced += 1
+                worker = torch.utils.data.get_worker_info()
+                self._replaced[worker.id % _MAX_WORKERS if worker else 0] += 1
                 print_log(f'{error}; the next image replaces it', 'current', logging.WARNING)
         raise UnreadableFileError(f'none of the {len(self)} images of {self.ann_file} can be read')
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.config import Config, ConfigDict
 
 from eva_mm.errors import InputError
+
+from .batch_scaling import as_list, scale_loop_and_saving
 
 
 def set_accumulation(cfg: Config, count: int) -> None:
@@ -32,25 +32,15 @@ def set_accumulation(cfg: Config, count: int) -> None:
     _check(cfg, count)
     updates = cfg.train_cfg.max_iters
     cfg.accumulate = cfg.optim_wrapper.accumulative_counts = count
-    _scale_loop(cfg.train_cfg, count)
+    scale_loop_and_saving(cfg, count)
     for scheduler in as_list(cfg.get('param_scheduler')):
         # The Runner would take the number of iterations.
         scheduler.setdefault('end', updates)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hooks.param_scheduler = ConfigDict(type='PerUpdateSchedulerHook', accumulation=count)
-    saving = hooks.get('checkpoint') or {}
-    if not saving.get('by_epoch', True):
-        _multiply(saving, ('interval', 'save_begin'), count)
     if 'base_batch_size' in (cfg.get('auto_scale_lr') or {}):
         # mmengine divides the batch of one pass by it.
         cfg.auto_scale_lr.base_batch_size /= count
-
-
-def as_list(schedulers: Any) -> list:
-    """None, one scheduler's config or several -> a list."""
-    if schedulers is None:
-        return []
-    return list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers]
 
 
 def _check(cfg: Config, count: int) -> None:
@@ -71,20 +61,3 @@ def _check(cfg: Config, count: int) -> None:
     kind = (cfg.get('default_hooks') or {}).get('param_scheduler') or {}
     if kind.get('type', 'ParamSchedulerHook') != 'ParamSchedulerHook':
         raise InputError(f'--accumulate cannot replace default_hooks.param_scheduler {kind.type}')
-
-
-def _scale_loop(loop: ConfigDict, count: int) -> None:
-    loop.setdefault('val_interval', 1000)  # mmengine's own
-    _multiply(loop, ('max_iters', 'val_interval', 'val_begin'), count)
-    if loop.get('dynamic_intervals'):
-        # Looked up at the iteration to come, hence the ones.
-        loop.dynamic_intervals = [
-            ((start - 1) * count + 1, interval * count)
-            for start, interval in loop.dynamic_intervals
-        ]
-
-
-def _multiply(place: ConfigDict, keys: tuple[str, ...], count: int) -> None:
-    for key in keys:
-        if place.get(key, 0) > 0:
-            place[key] *= count

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size, init_dist
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, METRICS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
@@ -25,6 +26,7 @@ from eva_mm import compat
 from eva_mm.errors import InputError
 
 from .accumulation import set_accumulation
+from .batch_scaling import scale_to_images
 from .config_check import check_config
 from .optim_wrapper import gpu_has_bf16
 from .resume import fit_to_checkpoint, newest_readable, read_state
@@ -181,6 +183,7 @@ def prepare_train_config(
     auto_scale_lr: bool = False,
     launcher: str = 'none',
     accumulate: int = 1,
+    num_processes: int | None = None,
 ) -> Config:
     """Build the config of a training run from the command line.
 
@@ -192,9 +195,12 @@ def prepare_train_config(
             be read, if there is one, and else starts as without it (weights of `load_from`
             included); otherwise a checkpoint's path. The run keeps the checkpoint's seed.
         amp (bool): Mixed precision, bfloat16 where the device has it.
-        auto_scale_lr (bool): Scale the rate by the total batch over the published one.
+        auto_scale_lr (bool): Scale the rate by the total batch over the published one, and runs
+            that count iterations to as many images; see `batch_scaling`.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
         accumulate (int): Forward passes per update; see `accumulation.set_accumulation`.
+        num_processes (int, optional): To reckon with, for a dry run; by default those of the
+            launcher.
 
     Raises:
         UsageError: The config lacks what an option needs, or a file is not there or is broken.
@@ -204,9 +210,11 @@ def prepare_train_config(
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     if amp:
         enable_amp(cfg)
-    accumulate_gradients(cfg, accumulate)
     if auto_scale_lr:
-        enable_auto_scale_lr(cfg)
+        join_processes(cfg)
+        processes = num_processes or get_world_size()
+        enable_auto_scale_lr(cfg, cfg.train_dataloader.batch_size * processes * accumulate)
+    accumulate_gradients(cfg, accumulate)
     if resume:
         set_resume(cfg, resume)
     return cfg
@@ -246,13 +254,31 @@ def _drop_amp_keys(wrapper: ConfigDict) -> None:
         wrapper.pop(key, None)
 
 
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Switch on mmengine's scaling of the rate by the batch, which needs the published batch."""
+def enable_auto_scale_lr(cfg: Config, images: int) -> None:
+    """Scale the rate by the batch, and what is counted in iterations against it.
+
+    Args:
+        cfg (Config): Of the run, before `accumulate_gradients`: it counts updates.
+        images (int): Images per update.
+    """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise UsageError(
             f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {cfg.filename} lacks'
         )
     cfg.auto_scale_lr.enable = True
+    factor = cfg.auto_scale_lr.base_batch_size / images
+    before = cfg.train_cfg.get('max_iters')
+    try:
+        scaled = scale_to_images(cfg, factor)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    if scaled:
+        print_log(
+            f'--auto-scale-lr: {1 / factor:g} times the images per update, hence '
+            f'{cfg.train_cfg.max_iters:,} iterations instead of {before:,}; rates, warm-up, '
+            f'milestones and intervals follow',
+            logger='current',
+        )
 
 
 def accumulate_gradients(cfg: Config, count: int) -> None:
@@ -273,24 +299,48 @@ def accumulate_gradients(cfg: Config, count: int) -> None:
 
 
 def set_resume(cfg: Config, resume: str) -> None:
-    """Let a run go on from a checkpoint; see `prepare_train_config`."""
+    """Let a run go on from a checkpoint; see `prepare_train_config`.
+
+    The first process chooses, and the others take its choice: each for itself may see another
+    newest file, while one is being written or on a file system that lags behind.
+    """
+    join_processes(cfg)
+    choice: list[Any] = [None]
+    if get_rank() == 0:
+        try:
+            choice = [_choose_checkpoint(cfg, resume)]
+        except UsageError as error:
+            choice = [error]
+    broadcast_object_list(choice)
+    if isinstance(choice[0], UsageError):
+        raise choice[0]
+    if choice[0] is not None:
+        cfg.load_from, randomness = choice[0]
+        cfg.resume = True
+        if cfg.get('model', {}).get('allowed_missing'):
+            cfg.model.allowed_missing = []  # for other weights to start from; these are its own
+        if randomness is not None:
+            cfg.randomness = ConfigDict(randomness)
+
+
+def _choose_checkpoint(cfg: Config, resume: str) -> tuple[str, dict | None] | None:
+    """File to resume and the seed settings that go with it; None when there is nothing yet."""
     try:
         if resume == 'auto':
             # Found here rather than by the Runner, which drops `load_from` when it finds nothing.
             found = newest_readable(cfg)
             if found is None:
-                return
+                return None
             resume, meta = found
         else:
-            # What lies on another storage is read by the Runner alone.
-            meta = {} if '://' in resume else read_state(resume)
-        if meta:
-            fit_to_checkpoint(cfg, resume, meta)
+            meta = read_state(resume)
+        fit_to_checkpoint(cfg, resume, meta)
     except FileNotFoundError as error:
         raise UsageError(f'--resume: checkpoint {resume} not found') from error
     except InputError as error:
         raise UsageError(f'--resume: {error}') from error
-    cfg.resume, cfg.load_from = True, resume
+    randomness = cfg.get('randomness')
+    return resume, None if randomness is None else randomness.to_dict()
 
 
 def prepare_test_config(
@@ -375,19 +425,29 @@ def build_runner(cfg: Config) -> Runner:
 def fit_device(cfg: Config) -> None:
     """Fit precision and process group to the device; several processes on CPUs talk by gloo."""
     fit_precision(cfg)
+    join_processes(cfg)
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
-    if cfg.launcher != 'pytorch':
-        raise UsageError(
-            f'--launcher {cfg.launcher} needs GPUs; on CPUs use torchrun with --launcher pytorch'
-        )
-    if not torch.distributed.is_initialized():
-        # mmengine would select a CUDA device first.
-        torch.distributed.init_process_group('gloo')
     wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
     wrapper.setdefault('broadcast_buffers', False)
     wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
     wrapper.device_ids = None  # DDP refuses any on CPUs
+
+
+def join_processes(cfg: Config) -> None:
+    """Form the process group of a launcher, if there is one; the Runner takes it as it is."""
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if get_device() != 'cpu':
+        init_dist(launcher, **(cfg.get('env_cfg') or {}).get('dist_cfg', {}))
+    elif launcher == 'pytorch':
+        # mmengine would select a CUDA device first.
+        torch.distributed.init_process_group('gloo')
+    else:
+        raise UsageError(
+            f'--launcher {launcher} needs GPUs; on CPUs use torchrun with --launcher pytorch'
+        )
 
 
 def leave_process_group() -> None:

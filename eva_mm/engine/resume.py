@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 
 from eva_mm.errors import InputError
 
@@ -29,7 +32,10 @@ def read_state(path: str) -> dict:
         FileNotFoundError: no such file.
         InputError: it is cut off, or holds no state of a run.
     """
-    checkpoint = safe_load(path, map_location='cpu', mmap=True)
+    if '://' in path:  # another storage, whose loader gives the whole file
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    else:
+        checkpoint = safe_load(path, map_location='cpu', mmap=True)
     absent = [key for key in _STATE if key not in checkpoint]
     if absent or 'iter' not in checkpoint['meta']:
         raise InputError(
@@ -40,27 +46,38 @@ def read_state(path: str) -> dict:
 
 
 def saved_checkpoints(cfg: Config) -> list[str]:
-    """Checkpoints of a work dir, the furthest first: by the number in the name, not by time.
+    """Checkpoints of a run, the furthest first: by the number in the name, not by time.
 
-    The file that ``last_checkpoint`` names is among them even when it has another name or is gone.
+    They lie where its ``CheckpointHook`` saves them: in the work dir or in ``out_dir``, which may
+    be on another storage. The file that ``last_checkpoint`` names is among them even when it has
+    another name or is gone.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    folder = Path(cfg.work_dir)
-    if hook.get('out_dir') and str(hook.out_dir) != cfg.work_dir:
-        folder = Path(hook.out_dir) / Path(cfg.work_dir).name  # as CheckpointHook joins them
     before, _, after = (hook.get('filename_tmpl') or '@_{}.pth').partition('{}')
     before = re.escape(before).replace('@', '(?:iter|epoch)')
     pattern = re.compile(rf'{before}(\d+){re.escape(after)}')
-    found = {}
-    if folder.is_dir():
-        found = {str(path): pattern.fullmatch(path.name) for path in folder.iterdir()}
-    numbers = {path: int(match[1]) for path, match in found.items() if match}
+    numbers = {}
+    for path in _files_beside_checkpoints(cfg, hook):
+        if match := pattern.fullmatch(posixpath.basename(path)):
+            numbers[path] = int(match[1])
     pointer = Path(cfg.work_dir, 'last_checkpoint')
     last = pointer.read_text().strip() if pointer.is_file() else ''
     if last and os.path.basename(last) not in map(os.path.basename, numbers):
         match = pattern.fullmatch(os.path.basename(last))
         numbers[last] = int(match[1]) if match else -1
     return sorted(numbers, key=numbers.get, reverse=True)
+
+
+def _files_beside_checkpoints(cfg: Config, hook: ConfigDict) -> list[str]:
+    """Paths of the files in the folder that CheckpointHook writes to."""
+    folder, backend_args = str(cfg.work_dir), hook.get('backend_args')
+    backend = get_file_backend(hook.get('out_dir') or folder, backend_args=backend_args)
+    if hook.get('out_dir') and str(hook.out_dir) != folder:
+        folder = backend.join_path(hook.out_dir, os.path.basename(folder.rstrip(os.sep)))
+    if not backend.isdir(folder):
+        return []
+    names = backend.list_dir_or_file(folder, list_dir=False, recursive=False)
+    return [backend.join_path(folder, name) for name in names]
 
 
 def newest_readable(cfg: Config) -> tuple[str, dict] | None:

@@ -83,8 +83,9 @@ def save_checkpoint(
         return
     try:
         write_whole(filename, lambda file: torch.save(checkpoint, file))
-    # A failed write reaches us as RuntimeError where torch's writer notices it first.
     except (OSError, RuntimeError) as error:
+        if not _is_failed_write(error):
+            raise
         folder = os.path.dirname(os.path.abspath(filename))
         needed = _gib(checkpoint_bytes(checkpoint))
         free = _gib(shutil.disk_usage(folder).free) if os.path.isdir(folder) else 'no folder, 0'
@@ -105,6 +106,13 @@ def _is_local(filename: str, backend_args: dict | None) -> bool:
     if '://' in filename:
         return False
     return isinstance(get_file_backend(filename, backend_args=backend_args), LocalBackend)
+
+
+def _is_failed_write(error: BaseException) -> bool:
+    """Also where torch's writer notices it first, and wraps or replaces the OSError."""
+    if isinstance(error, OSError) or isinstance(error.__context__, OSError):
+        return True
+    return any(word in str(error) for word in ('PytorchStreamWriter', 'inline_container'))
 
 
 def _root_of(error: BaseException) -> str:

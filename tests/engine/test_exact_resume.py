@@ -22,11 +22,14 @@ from tests.engine.exact_task import (
     kill_all,
     read_losses,
 )
+from tests.helpers import free_port
 from tests.toy_task import make_data
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(ROOT / 'tools' / 'train.py')]
 LAST = 30
+# Of the kills; where in an iteration one falls still depends on the machine.
+MOMENTS = random.Random(0)
 SEEDED = f'randomness.seed={SEED}'
 
 pytestmark = pytest.mark.slow
@@ -48,7 +51,7 @@ def start(folder, work_dir, *args, config='toy.py', processes=1):
         command = [*TRAIN, config]
     else:
         env['PATH'] = f'{Path(sys.executable).parent}:{env["PATH"]}'
-        env['PORT'] = str(20000 + random.randrange(20000))
+        env['PORT'] = str(free_port())
         command = [str(ROOT / 'tools' / 'dist_train.sh'), config, str(processes)]
     Path(folder, work_dir).mkdir(exist_ok=True)
     with open(Path(folder, work_dir, 'printed.txt'), 'a') as printed:
@@ -79,7 +82,7 @@ def interrupt(folder, work_dir, after, *args, **kwargs):
         assert process.poll() is None, printed.read_text()
         assert time.monotonic() < deadline, printed.read_text()
         time.sleep(0.002)
-    time.sleep(random.uniform(0, 0.05))
+    time.sleep(MOMENTS.uniform(0, 0.05))
     assert process.poll() is None, 'the run was over before it could be killed'
     kill_all(process)
 
@@ -120,7 +123,7 @@ def test_killed_and_resumed(folder, reference, workers, cut):
     """No seed is given on resuming: it is the checkpoint's. The newest one may be cut off."""
     work_dir = f'killed_{workers}'
     options = ('--cfg-options', f'train_dataloader.num_workers={workers}')
-    interrupt(folder, work_dir, random.randint(11, 24), *options, SEEDED)
+    interrupt(folder, work_dir, MOMENTS.randint(11, 24), *options, SEEDED)
     saved = (folder / work_dir).glob('iter_*.pth')
     newest = max(saved, key=lambda path: int(path.stem.removeprefix('iter_')))
     if cut:
@@ -137,7 +140,7 @@ def test_killed_and_resumed(folder, reference, workers, cut):
 def test_two_processes(folder):
     options = ('--cfg-options', 'train_dataloader.num_workers=1', 'train_dataloader.batch_size=2')
     whole, _ = finish(folder, 'two', *options, SEEDED, processes=2)
-    interrupt(folder, 'two_killed', random.randint(6, 24), *options, SEEDED, processes=2)
+    interrupt(folder, 'two_killed', MOMENTS.randint(6, 24), *options, SEEDED, processes=2)
     recorded, _ = finish(folder, 'two_killed', '--resume', 'auto', *options, processes=2)
     assert_repeats(recorded, whole)
     final = f'iter_{LAST}.pth'
@@ -207,7 +210,7 @@ def test_the_detector(lvis):
     args = [f'{key}={str(value).replace(" ", "")}' for key, value in options.items()]
     args = ('--cfg-options', *args, 'train_dataloader.num_workers=1')
     whole, _ = finish(folder, 'whole', *args, SEEDED, config='lvis.py')
-    interrupt(folder, 'killed', random.randint(4, 7), *args, SEEDED, config='lvis.py')
+    interrupt(folder, 'killed', MOMENTS.randint(4, 7), *args, SEEDED, config='lvis.py')
     recorded, printed = finish(folder, 'killed', '--resume', 'auto', *args, config='lvis.py')
     assert 'a resumed run will differ' not in printed
     assert_repeats(recorded, whole)

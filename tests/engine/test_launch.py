@@ -107,11 +107,11 @@ def test_precision_falls_back_to_what_the_device_has(
 
 def test_auto_scaling_needs_the_published_batch(config):
     cfg = launch.load_config(config)
-    launch.enable_auto_scale_lr(cfg)
+    launch.enable_auto_scale_lr(cfg, images=8)
     assert cfg.auto_scale_lr.enable
     cfg.pop('auto_scale_lr')
     with pytest.raises(launch.UsageError, match=r'base_batch_size, which .*small\.py lacks'):
-        launch.enable_auto_scale_lr(cfg)
+        launch.enable_auto_scale_lr(cfg, images=8)
 
 
 @pytest.mark.parametrize(

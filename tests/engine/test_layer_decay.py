@@ -1,4 +1,4 @@
-"""Groups of `EVALayerDecay`, compared as full tables with what the recipes say."""
+"""Groups of `EVALayerDecay`, compared as full tables with the published rules."""
 
 import math
 

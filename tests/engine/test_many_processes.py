@@ -17,7 +17,7 @@ from eva_mm.engine.checkpoint import safe_load
 from eva_mm.engine.exact_data import ExactInfiniteSampler
 from eva_mm.engine.hooks.iteration_seed import seed_iteration
 from tests.engine.exact_task import SEED, environment, exact_config_text, read_losses
-from tests.helpers import relative_error
+from tests.helpers import free_port, relative_error
 from tests.toy_task import make_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def spread(folder, tool, *args):
     """Run a tool on two processes; return what it printed."""
     env = environment(ROOT)
     env['PATH'] = f'{Path(sys.executable).parent}:{env["PATH"]}'
-    env['PORT'] = str(20000 + time.time_ns() % 20000)
+    env['PORT'] = str(free_port())
     done = subprocess.run(
         [str(ROOT / 'tools' / tool), 'toy.py', *args],
         cwd=folder,
@@ -253,7 +253,7 @@ def rates(cfg, passes):
 def test_every_update_of_the_leaf_keeps_its_rate(leaf):
     pytest.importorskip('mmdet')
     plain = launch.prepare_train_config(leaf)
-    scaled = launch.prepare_train_config(leaf, accumulate=4, auto_scale_lr=True)
+    scaled = launch.prepare_train_config(leaf, accumulate=4, auto_scale_lr=True, num_processes=16)
     updates = plain.train_cfg.max_iters
     assert scaled.train_cfg.max_iters == 4 * updates
     assert scaled.train_cfg.val_interval == 20000
@@ -306,13 +306,13 @@ def test_accumulation_by_hand_is_warned_of(folder, monkeypatch):
 
 def test_dry_run_tells_what_accumulation_makes_of_the_run(folder, capsys):
     options = {'default_hooks.checkpoint.interval': 5, 'train_dataloader.batch_size': 4}
-    cfg = prepared(folder, 'none', options, accumulate=4, auto_scale_lr=True)
+    cfg = prepared(folder, 'none', options, accumulate=4, auto_scale_lr=True, num_processes=2)
     assert launch.dry_run(cfg, 2) == 0
     text = capsys.readouterr().out
     assert '4 per GPU x 2 GPUs x 4 accumulated = 32 images per update' in text
     assert 'base batch: 8, 0.25 times as many' in text
     assert '--auto-scale-lr: every rate below is scaled by 4' in text
-    assert 'Schedule: 120 iterations' in text
-    assert '--accumulate: 30 updates' in text
-    assert 'validation every 28, checkpoint every 20 iterations' in text
-    assert re.search(r'MultiStepLR milestone +20 ', text)
+    assert 'Schedule: 32 iterations' in text  # 30 updates, a quarter of them, 4 passes each
+    assert '--accumulate: 8 updates' in text
+    assert 'validation every 8, checkpoint every 4 iterations' in text
+    assert re.search(r'MultiStepLR milestone +5 ', text)

@@ -21,6 +21,7 @@ from torch import nn
 from eva_mm.engine import launch
 from eva_mm.engine.exact_data import PositionSeeded
 from eva_mm.engine.hooks.non_finite import NonFiniteLossHook, describe, digests, find_values
+from tests.helpers import free_port
 from tests.toy_task import ToyImages, config_text, make_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ class GuardedModel(BaseModel):
 
     def forward(self, inputs, data_samples, mode='tensor'):
         images = torch.stack(inputs)
-        labels = torch.tensor([sample.label for sample in data_samples])
+        labels = images.new_tensor([sample.label for sample in data_samples], dtype=torch.long)
         logits = self.head(self.dropout(self.norm(self.backbone(images).mean(1)))).float()
         powers = self.power(logits)
         if self.limit is not None and not powers.max() < self.limit:
@@ -108,7 +109,7 @@ class Spy(Hook):
 
 
 def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu().clone()
 
 
 def poison(folder, iteration, place=1, value=HUGE):
@@ -197,7 +198,7 @@ def test_stops_with_weights_from_before_the_step(folder):
     assert clean.error is None
     assert torch.equal(flat(runner.model), flat(clean.model))
     record = record_of(folder, 5)
-    state = clean.model.state_dict()
+    state = {k: v.cpu() for k, v in clean.model.state_dict().items()}
     assert record['state_dict'].keys() == state.keys()
     assert all(torch.equal(record['state_dict'][k], state[k]) for k in state)
     assert (record['iteration'], record['seed'], record['world_size']) == (5, 3, 1)
@@ -288,9 +289,8 @@ def test_gradients_are_checked_where_they_are_clipped(folder, capsys):
 
 def test_errors_that_such_values_lead_to(folder, capsys):
     poison(folder, 3)
-    options = dict(model__limit=1e30, default_hooks__non_finite__max_skips=1)
-    assert train(folder, 'skip', **options).error is None
-    runner = train(folder, model__limit=1e30)
+    # Never skipped: what failed may be a bug that such values only happened to be near.
+    runner = train(folder, model__limit=1e30, default_hooks__non_finite__max_skips=1)
     assert 'iteration 4 of 12' in runner.error
     assert 'rank 0: the forward pass ended in IndexError: out of the limit' in runner.error
     status, text = replayed(capsys, folder / 'run' / 'non_finite_iter_3.pth')
@@ -384,7 +384,7 @@ def test_two_processes_skip_together_and_stop_together(folder, capsys):
     half = BATCH // 2
     poison(folder, 2, place=1)
     guilty = poison(folder, 5, place=3)
-    port = str(20000 + (os.getpid() + 7) % 20000)
+    port = str(free_port())
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     options = f'train_dataloader.batch_size={half} default_hooks.non_finite.max_skips=1'.split()
     command = [ROOT / 'tools' / 'dist_train.sh', 'guarded.py', '2', '--work-dir', 'run']

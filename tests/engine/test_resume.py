@@ -8,10 +8,13 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
+from mmengine.fileio import io as fileio_io
+from mmengine.fileio.backends import registry_utils
 
 from eva_mm.engine import checkpoint, launch, resume
-from tests.engine.exact_task import exact_config_text
-from tests.helpers import ROOT
+from tests.engine.exact_task import environment, exact_config_text
+from tests.helpers import ROOT, free_port
 from tests.toy_task import make_data
 
 
@@ -171,3 +174,91 @@ def test_config_text_in_a_checkpoint_is_not_run(tmp_path):
     train(3, resume_from=str(path))
     assert (tmp_path / 'work' / 'iter_3.pth').exists()
     assert not mark.exists()
+
+
+class Elsewhere(LocalBackend):
+    """Another storage: `s3://NAME` lies in a folder."""
+
+    root = None
+
+    def get(self, filepath):
+        return super().get(self._local(filepath))
+
+    def isdir(self, filepath):
+        return super().isdir(self._local(filepath))
+
+    def list_dir_or_file(self, dir_path, **kwargs):
+        return super().list_dir_or_file(self._local(dir_path), **kwargs)
+
+    def _local(self, path):
+        return path.replace('s3://', f'{self.root}/')
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    for table in (registry_utils.backends, registry_utils.prefix_to_backends):
+        for name in ('petrel', 's3'):
+            if name in table:
+                monkeypatch.setitem(table, name, Elsewhere)
+    monkeypatch.setattr(fileio_io, 'backend_instances', {})
+    monkeypatch.setattr(Elsewhere, 'root', tmp_path / 'store')
+    return tmp_path / 'store'
+
+
+def test_checkpoints_on_another_storage(tmp_path, storage, messages):
+    cfg = Config(dict(work_dir=str(tmp_path / 'run'), train_cfg=dict(max_iters=100)))
+    cfg.default_hooks = dict(checkpoint=dict(out_dir='s3://bucket'))
+    launch.set_resume(cfg, 'auto')
+    assert not cfg.get('resume', False)
+    folder = storage / 'bucket' / 'run'
+    folder.mkdir(parents=True)
+    save(folder / 'iter_20.pth', 20)
+    cut(save(folder / 'iter_30.pth', 30))
+    launch.set_resume(cfg, 'auto')
+    assert (cfg.load_from, cfg.randomness.seed) == ('s3://bucket/run/iter_20.pth', 3)
+    assert 'cannot be read' in messages[0][1]
+
+
+def test_other_weights_may_differ_but_not_those_of_the_run(cfg, tmp_path):
+    cfg.model = dict(allowed_missing=['roi_head.*'])
+    launch.set_resume(cfg, 'auto')
+    assert cfg.model.allowed_missing == ['roi_head.*']
+    launch.set_resume(cfg, save(tmp_path / 'iter_5.pth'))
+    assert cfg.model.allowed_missing == []
+
+
+CHOOSE = """
+import sys
+from mmengine.config import Config
+from eva_mm.engine import launch
+work_dir, newest = sys.argv[1:]
+cfg = Config(dict(work_dir=work_dir, launcher='pytorch'))
+launch.join_processes(cfg)
+if launch.get_rank() == 1:
+    launch.newest_readable = lambda cfg: None  # the file system of this machine lags behind
+try:
+    launch.set_resume(cfg, newest)
+    text = f'{cfg.get("resume", False)} {cfg.get("load_from")} {cfg.get("randomness")}'
+except launch.UsageError as error:
+    text = str(error)
+sys.stdout.write(f'chosen: {text}\\n')
+launch.leave_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('broken', [False, True])
+def test_all_processes_take_the_choice_of_the_first(tmp_path, broken):
+    path = save(tmp_path / 'iter_7.pth', 7, seed=11)
+    if broken:
+        cut(path)
+    (tmp_path / 'choose.py').write_text(CHOOSE)
+    launcher = ['-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}']
+    command = [sys.executable, *launcher, str(tmp_path / 'choose.py'), str(tmp_path), 'auto']
+    env = environment(ROOT)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    said = [line for line in done.stdout.splitlines() if line.startswith('chosen: ')]
+    assert len(said) == 2, done.stdout + done.stderr
+    assert said[0] == said[1]
+    expected = 'no checkpoint in' if broken else f"True {path} {{'seed': 11}}"
+    assert expected in said[0]

@@ -15,6 +15,7 @@ from mmengine.registry import METRICS
 
 from eva_mm.engine import launch, saving
 from eva_mm.engine.checkpoint import safe_load
+from eva_mm.engine.hooks import checkpoint as checkpoint_hook
 from tests.engine.exact_task import environment, exact_config_text
 from tests.toy_task import make_data
 
@@ -201,3 +202,30 @@ def test_what_a_killed_run_left_is_cleared(toy, tmp_path):
     toy(train_cfg__max_iters=1).train()
     assert not (work / 'iter_20.pth.tmp').exists()
     assert (work / 'notes.tmp').exists()
+
+
+def test_an_outdated_one_that_a_killed_run_had_no_time_to_remove(toy, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*args):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_hook, '_remove', kill)
+        with pytest.raises(Killed):
+            toy(**{KEEP: 1, 'train_cfg__max_iters': 15}).train()
+    assert kept(tmp_path) == ['iter_10.pth', 'iter_5.pth']
+    newest = str(tmp_path / 'work' / 'iter_10.pth')
+    toy(resume=True, load_from=newest, **{KEEP: 1, 'train_cfg__max_iters': 11}).train()
+    assert kept(tmp_path) == ['iter_11.pth']
+
+
+def test_other_errors_pass_as_they_are(tmp_path):
+    class Broken:
+        def __reduce__(self):
+            raise RuntimeError('a tensor that cannot be copied')
+
+    with pytest.raises(RuntimeError, match='^a tensor that cannot be copied'):
+        saving.save_checkpoint(dict(state_dict=Broken()), str(tmp_path / 'x.pth'))
+    assert names(tmp_path) == []

@@ -3,7 +3,7 @@
 import glob
 import os.path as osp
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,21 +22,28 @@ class SafeCheckpointHook(CheckpointHook):
 
     mmengine (0.10: ``mmengine/hooks/checkpoint_hook.py``) removes first, so that a kill while it
     writes may leave none; it also writes ``last_checkpoint`` in place. Files themselves are
-    written by :mod:`eva_mm.engine.saving`. What a killed run left half-written is removed at the
-    start. Arguments are those of ``CheckpointHook``.
+    written by :mod:`eva_mm.engine.saving`. What a killed run left half-written, or had no time to
+    remove, is removed at the start. Arguments are those of ``CheckpointHook``.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Also remove temporary files of a killed run."""
+        """Also remove what a killed run left."""
         super().before_train(runner)
-        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+        if not is_main_process():
+            return
+        self._remove_outdated(runner.message_hub.get_info('outdated_ckpt_ids', ()))
+        if isinstance(self.file_backend, LocalBackend):
+            names = (self.filename_tmpl.format('*'), 'best_*', 'last_checkpoint')
             for folder in {str(self.out_dir), runner.work_dir}:
-                for path in glob.glob(osp.join(glob.escape(folder), f'*.pth{TEMPORARY}')):
-                    runner.logger.info(f'{path}, left by a killed run, is removed')
-                    self.file_backend.remove(path)
+                for name in names:
+                    for path in glob.glob(osp.join(glob.escape(folder), name + TEMPORARY)):
+                        runner.logger.info(f'{path}, left by a killed run, is removed')
+                        self.file_backend.remove(path)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = self._keep(runner, step)
+        # In the new checkpoint, so that a run killed before it has removed them does so later.
+        runner.message_hub.update_info('outdated_ckpt_ids', outdated)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -55,8 +62,11 @@ class SafeCheckpointHook(CheckpointHook):
             return
         pointer = osp.join(runner.work_dir, 'last_checkpoint')
         write_whole(pointer, lambda file: file.write(str(self.last_ckpt).encode()))
-        for old in outdated:
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+        self._remove_outdated(outdated)
+
+    def _remove_outdated(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
             _remove(self.file_backend, path)
 
     def _keep(self, runner: Runner, step: int) -> list[int]:

@@ -52,8 +52,11 @@ class NonFiniteLossHook(Hook):
     statistics of batch norm stay as they were, the schedule moves on. While accumulating, all
     gradients of the update that the iteration belongs to are dropped.
 
-    An error in the forward pass that such values have led to counts as a loss of NaN. Any other
-    error passes unchanged.
+    An error in the forward pass beside such values (boxes of NaN are dropped, and code behind it
+    meets no boxes at all) ends a run of one process with the same facts and record; it is never
+    skipped, since the error may have another cause. Among several processes it passes unchanged,
+    after its files are logged: the others may wait in a collective of the forward pass, which no
+    further one must cross.
 
     Overflow of scaled fp16 gradients under a finite loss is left to the loss scaler.
 
@@ -126,11 +129,7 @@ class NonFiniteLossHook(Hook):
         self._statistics = [buffer.clone() for buffer in self._running]
 
     def _forward(self, forward: Callable, *args, **kwargs) -> Any:
-        """Turn an error that values which are not finite have led to into a loss of NaN.
-
-        Boxes of NaN are dropped, say, and code behind it meets no boxes at all. As a loss, it
-        stops all ranks together, with the facts.
-        """
+        """Let an error that values which are not finite may have led to stop the run with facts."""
         self._error = None
         try:
             return forward(*args, **kwargs)
@@ -138,6 +137,13 @@ class NonFiniteLossHook(Hook):
             raise
         except Exception as error:
             if kwargs.get('mode') != 'loss' or not met_non_finite(error):
+                raise
+            if get_world_size() > 1:
+                names = _names(_paths(self._batch), _ids(self._batch))
+                self._runner.logger.error(
+                    f'the forward pass of rank {get_rank()} failed beside values that are not '
+                    f'finite, in iteration {self._runner.iter + 1}: batch of {names}'
+                )
                 raise
             self._error = error
             return dict(loss_of_failed_forward=torch.full((), torch.nan, device=get_device()))
@@ -156,9 +162,7 @@ class NonFiniteLossHook(Hook):
         """Whether the loss of any rank is not finite; waits for the device, once."""
         values = [v for name, v in terms.items() if 'loss' in name and isinstance(v, Tensor)]
         values = torch.stack([v.detach().float() for v in [loss, *values]])
-        spoilt = (~values.isfinite()).any().float()
-        all_reduce(spoilt, op='max')
-        return bool(spoilt)
+        return _on_any_rank((~values.isfinite()).any())
 
     def _update_params(self, update: Callable, loss: Tensor, *args, **kwargs) -> None:
         wrapper = self._runner.optim_wrapper
@@ -179,8 +183,8 @@ class NonFiniteLossHook(Hook):
         norm = clip(*args, **kwargs)
         if norm is not None:
             norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
-            # Gradients are already summed over the ranks, so all of them come to the same.
-            if not torch.isfinite(norm):
+            # Replicas come to the same norm; of sharded gradients each rank may know its part.
+            if _on_any_rank(~torch.isfinite(norm)):
                 raise _NonFiniteGradients(float(norm))
         return norm
 
@@ -192,11 +196,11 @@ class NonFiniteLossHook(Hook):
         ranks = all_gather_object(self._facts())
         text = describe(what, norm, runner.iter, runner.max_iters, ranks)
         skipped = hub.get_info(COUNTER, 0)
-        if skipped < self.max_skips:
+        if skipped < self.max_skips and self._error is None:
             hub.update_info(COUNTER, skipped + 1)
             runner.logger.warning(f'step {skipped + 1} of at most {self.max_skips} skipped: {text}')
             return
-        if self.max_skips:
+        if skipped:
             text += f'\n  {skipped} steps were skipped before, max_skips={self.max_skips}'
         text += self._weights_and_record(what, norm, ranks)
         runner.logger.error(f'training stops: {text}')
@@ -210,8 +214,8 @@ class NonFiniteLossHook(Hook):
             losses=terms,
             error=f'{type(self._error).__name__}: {self._error}' if self._error else None,
             finite=all(np.isfinite(v) for name, v in terms.items() if 'loss' in name),
-            img_paths=[str(path) for path in find_values(self._batch, PATH_KEYS)],
-            sample_ids=[_plain_id(value) for value in find_values(self._batch, ID_KEYS)],
+            img_paths=_paths(self._batch),
+            sample_ids=_ids(self._batch),
             digests=digests(self._batch),
         )
 
@@ -236,6 +240,13 @@ class NonFiniteLossHook(Hook):
         return text
 
 
+def _on_any_rank(flag: Tensor) -> bool:
+    """Whether a flag (a bool) is set on any rank."""
+    flag = flag.float()
+    all_reduce(flag, op='max')
+    return bool(flag)
+
+
 def describe(
     what: str, norm: float | None, iteration: int, max_iters: int, ranks: Sequence[dict]
 ) -> str:
@@ -245,11 +256,11 @@ def describe(
     lines = [f'the {what}{value} is not finite in iteration {iteration + 1} of {max_iters}']
     for facts in blamed[:_SHOWN]:
         terms = ', '.join(f'{name}={value:.6g}' for name, value in facts['losses'].items())
-        names = facts['img_paths'] or [f'sample {i}' for i in facts['sample_ids']]
+        names = _names(facts['img_paths'], facts['sample_ids'])
         lines.append(f'rank {facts["rank"]}: {terms}')
         if facts['error']:
             lines.append(f'rank {facts["rank"]}: the forward pass ended in {facts["error"]}')
-        lines.append(f'rank {facts["rank"]}: batch of {", ".join(names) or "unnamed samples"}')
+        lines.append(f'rank {facts["rank"]}: batch of {names}')
     if len(blamed) > _SHOWN:
         lines.append(f'and {len(blamed) - _SHOWN} more ranks')
     return '\n  '.join(lines)
@@ -364,8 +375,17 @@ def _values(node: Any, key: str) -> Iterator[Any]:
             yield from _values(value, key)
 
 
-def _plain_id(value: Any) -> int | str:
-    return int(value) if isinstance(value, (int, np.integer, Tensor)) else str(value)
+def _paths(batch: Any) -> list[str]:
+    return [str(path) for path in find_values(batch, PATH_KEYS)]
+
+
+def _ids(batch: Any) -> list[int | str]:
+    values = find_values(batch, ID_KEYS)
+    return [int(v) if isinstance(v, (int, np.integer, Tensor)) else str(v) for v in values]
+
+
+def _names(paths: Sequence[str], ids: Sequence[int | str]) -> str:
+    return ', '.join(paths or [f'sample {i}' for i in ids]) or 'unnamed samples'
 
 
 def digests(batch: Any) -> list[str]:
