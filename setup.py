@@ -17,7 +17,14 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 SHIPPED = ('configs', 'requirements')
 
-ENGINE = ['huggingface_hub>=0.30', 'numpy', 'tensorboard']
+ENGINE = [
+    'filelock',
+    'huggingface_hub>=0.30',
+    'numpy',
+    'PyYAML',
+    'safetensors',
+    'tensorboard',
+]
 # Pillow 13 breaks timm's RandAugment (posterize with 0 bits).
 EXTRAS = {
     'engine': ENGINE,

@@ -14,3 +14,7 @@ class MissingFileError(InputError, FileNotFoundError):
 
 class UnreadableFileError(InputError, OSError):
     """A file that the input names cannot be read."""
+
+
+class UsageError(InputError):
+    """A mistake in what the user typed."""

@@ -75,6 +75,32 @@ def get_size(size: str | ViTSize, **overrides) -> ViTSize:
     return size
 
 
+CLIP_TOWERS = ('visual.trunk.', 'visual.', 'trunk.')
+"""Where CLIP checkpoints keep the image tower: open_clip, the authors, open_clip's tower alone."""
+
+
+def take_image_tower(state_dict: dict[str, Tensor], prefix: str = '') -> None:
+    """Turn a CLIP model's weights into those of its image tower, in place.
+
+    The tower's names lose what stands in front of them, and the text tower goes. Other state
+    dicts stay as they are.
+
+    Args:
+        state_dict: names -> tensors.
+        prefix: of the transformer's own names in it.
+    """
+    for tower in CLIP_TOWERS:
+        start = prefix + tower
+        if start + 'pos_embed' not in state_dict:
+            continue
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            if key.startswith(start):
+                state_dict[prefix + key[len(start) :]] = state_dict.pop(key)
+            elif key[len(prefix) :].startswith(('text.', 'logit_scale')):
+                del state_dict[key]
+        return
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch for whole samples (arXiv 1603.09382)."""
 
@@ -506,7 +532,11 @@ class EVAVisionTransformer(nn.Module):
         return depth + 1, depth + 2
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Resize a position embedding of another grid, whichever way the checkpoint comes in."""
+        """Take a CLIP model's image tower and resize a position embedding of another grid.
+
+        Here, so that it holds whichever way a checkpoint comes in.
+        """
+        take_image_tower(state_dict, prefix)
         key = prefix + 'pos_embed'
         loaded = state_dict.get(key)
         if loaded is not None and loaded.ndim == 3 and loaded.shape[1] != self.pos_embed.shape[1]:

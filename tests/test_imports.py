@@ -23,6 +23,7 @@ TASKS = {'pretraining', 'classification', 'detection', 'segmentation', 'video'}
 SMALL = {
     'PIL',
     'cv2',
+    'filelock',
     'numpy',
     'psutil',
     'pycocotools',
@@ -54,7 +55,7 @@ ARROWS = {
     'zoo': Row(
         CORE | {'errors'},
         {'torch', 'huggingface_hub', 'yaml', 'filelock', 'safetensors'},
-        {'torchvision', 'open_clip', 'PIL'},
+        {'numpy', 'torchvision', 'open_clip'},
     ),
     'compat': Row(set(), {'mmengine'}, OPENMMLAB | {'torch'}),
     'doctor': Row({'compat'}, set()),

@@ -7,15 +7,26 @@ intervals are scaled too, as detectron2 does (``DefaultTrainer.auto_scale_worker
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.optim.scheduler import param_scheduler
+from mmengine.registry import PARAM_SCHEDULERS
 
 from eva_mm.errors import InputError
 
-# Their last step is the one before `end`; a milestone of another kind is a place itself.
-_REACH_BEFORE_END = ('Linear', 'Constant', 'Poly')
-_SCALABLE = (*_REACH_BEFORE_END, 'MultiStep', 'Step', 'CosineAnnealing', 'CosineRestart')
+_REACH_BEFORE_END = (
+    param_scheduler.LinearParamScheduler,
+    param_scheduler.ConstantParamScheduler,
+    param_scheduler.PolyParamScheduler,
+)
+_SCALABLE = (
+    *_REACH_BEFORE_END,
+    param_scheduler.MultiStepParamScheduler,
+    param_scheduler.CosineAnnealingParamScheduler,
+    param_scheduler.CosineRestartParamScheduler,
+)
 
 
 def scale_to_images(cfg: Config, factor: float) -> bool:
@@ -64,24 +75,29 @@ def as_list(schedulers: Any) -> list:
 
 def _multiply(place: ConfigDict, keys: tuple[str, ...], factor: float) -> None:
     for key in keys:
-        if place.get(key, 0) > 0:
+        if (place.get(key) or 0) > 0:
             place[key] = max(1, round(place[key] * factor))
 
 
 def _scale_scheduler(scheduler: ConfigDict, factor: float) -> None:
-    kind = str(scheduler.type)
-    if not kind.startswith(_SCALABLE) or scheduler.get('by_epoch', True):
+    kind = scheduler.type
+    kind = PARAM_SCHEDULERS.get(kind) if isinstance(kind, str) else kind
+    if kind is None or not issubclass(kind, _SCALABLE) or scheduler.get('by_epoch', True):
         raise InputError(
-            f'--auto-scale-lr cannot scale the schedule {kind}, expected by_epoch=False and one '
-            f'of {", ".join(_SCALABLE)}; a batch that --accumulate brings to the published one '
-            f'needs no scaling'
+            f'--auto-scale-lr cannot scale the schedule {scheduler.type}, expected '
+            f'by_epoch=False and a linear, constant, polynomial, multi-step or cosine one; a batch '
+            f'that --accumulate brings to the published one needs no scaling'
         )
     begin, end = scheduler.get('begin', 0), scheduler.get('end')
-    _multiply(scheduler, ('begin', 'T_max', 'step_size'), factor)
-    for key in ('milestones', 'periods'):
-        if key in scheduler:
-            scheduler[key] = [round(place * factor) for place in scheduler[key]]
-    if end is not None and kind.startswith(_REACH_BEFORE_END):
-        scheduler.end = scheduler.get('begin', 0) + round((end - begin - 1) * factor) + 1
-    elif end is not None:
-        scheduler.end = round(end * factor)
+    _multiply(scheduler, ('begin', 'T_max'), factor)
+    if 'milestones' in scheduler:
+        scheduler.milestones = [round(place * factor) for place in scheduler.milestones]
+    if 'periods' in scheduler:
+        # Their ends are scaled, so that rounding does not add up.
+        ends = [round(end * factor) for end in accumulate(scheduler.periods, initial=0)]
+        scheduler.periods = [max(1, b - a) for a, b in pairwise(ends)]
+    if end is not None:
+        # These reach their last value one step before `end`.
+        tail = 1 if issubclass(kind, _REACH_BEFORE_END) else 0
+        length = round((end - begin - tail) * factor)
+        scheduler.end = scheduler.get('begin', 0) + max(1, length) + tail

@@ -8,28 +8,24 @@ every way in (``load_from``, ``--resume``, ``Pretrained``, inferencers) reads wi
 
 import hashlib
 import os
-import zipfile
 from pickle import UnpicklingError
 from typing import IO, Any
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
-from mmengine.dist import barrier as dist_barrier
-from mmengine.dist import get_local_rank
+from filelock import FileLock
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
-from eva_mm.errors import InputError, MissingFileError
-from eva_mm.zoo.download import SCHEME, cached_file
+from eva_mm.errors import InputError
+from eva_mm.zoo.converted import class_names, converted_file
 from eva_mm.zoo.keys import TABLES
+from eva_mm.zoo.reading import ALLOWED_GLOBALS, read_checkpoint, with_state_dict
+from eva_mm.zoo.table import SCHEME
 
 from .strict_loading import remember_source
-
-# Where published files keep their weights, in the order the authors' loaders look.
-INNER_KEYS = ('state_dict', 'model', 'module')
 
 
 def _statistic(owner: Any, name: str) -> Any:
@@ -39,24 +35,9 @@ def _statistic(owner: Any, name: str) -> Any:
     raise UnpicklingError(f'attribute {name!r} of {owner!r} is asked for')
 
 
-def _safe_globals() -> list:
-    """What mmengine's own resume files hold besides tensors: logged scalars and numpy values.
-
-    Our own list: the one of mmengine's continuation holds Python's ``getattr``, by which a pickle
-    may walk to any attribute, and mmengine 0.10 has none.
-    """
-    core = np._core if hasattr(np, '_core') else np.core
-    dtypes = {type(np.dtype(kind)) for kind in (np.uint32, np.int64, np.float32, np.float64)}
-    return [
-        slice,
-        HistoryBuffer,
-        (_statistic, 'builtins.getattr'),
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
-        np.ndarray,
-        np.dtype,
-        *dtypes,
-    ]
+# Logged scalars in mmengine's own resume files. Our own list: the one of mmengine's continuation
+# holds Python's `getattr`, by which a pickle may walk to any attribute, and mmengine 0.10 has none.
+ALLOWED_GLOBALS += [HistoryBuffer, (_statistic, 'builtins.getattr')]
 
 
 def safe_load(
@@ -65,7 +46,8 @@ def safe_load(
     """Read a checkpoint without ever running code from it.
 
     Args:
-        file: path of a ``torch.save`` file, or the open file.
+        file: path of a ``torch.save`` file, of a ``.safetensors`` file or of a DeepSpeed folder;
+            or the open file.
         map_location: as of ``torch.load``.
         mmap: leave tensors on disk until they are used; for paths.
 
@@ -79,26 +61,7 @@ def safe_load(
             values.
     """
     name = getattr(file, 'name', 'the stream') if hasattr(file, 'read') else str(file)
-    if not hasattr(file, 'read'):
-        file = os.path.expanduser(file)
-        if not os.path.isfile(file):
-            raise MissingFileError(f'checkpoint {file} does not exist')
-        mmap = mmap and zipfile.is_zipfile(file)  # torch's format before 1.6 has no mapping
-    try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            checkpoint = torch.load(
-                file, map_location=map_location, weights_only=True, mmap=mmap or None
-            )
-    except Exception as error:  # a broken file raises nearly anything inside the unpickler
-        reason = str(error).split('\n', 1)[0]
-        raise InputError(
-            f'{name} cannot be read as a checkpoint of weights and plain values, expected a '
-            f'torch.save file of tensors: {reason} Nothing in it was executed.'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(
-            f'{name} holds a {type(checkpoint).__name__}, expected a dictionary of weights'
-        )
+    checkpoint = read_checkpoint(file, map_location, mmap)
     _drop_config_texts(checkpoint)
     checkpoint = with_state_dict(checkpoint)
     remember_source(checkpoint.get('state_dict', checkpoint), name)
@@ -119,15 +82,6 @@ def _drop_config_texts(checkpoint: dict) -> None:
     ):
         if isinstance(place, dict):
             place.pop(key, None)
-
-
-def with_state_dict(checkpoint: dict) -> dict:
-    """The checkpoint with its weights under ``state_dict``, where mmengine looks for them."""
-    for key in INNER_KEYS:
-        if isinstance(checkpoint.get(key), dict):
-            rest = {k: v for k, v in checkpoint.items() if k != key}
-            return {'state_dict': checkpoint[key], **rest}
-    return checkpoint
 
 
 def rename_published_keys(state_dict: dict, prefix: str, task: str) -> None:
@@ -172,20 +126,24 @@ def load_from_http(
     digest = hashlib.sha256(filename.encode()).hexdigest()[:8]
     folder = model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints')
     target = os.path.join(folder, f'{digest}-{name}')
-    if get_local_rank() == 0 and not os.path.exists(target):
-        os.makedirs(folder, exist_ok=True)
-        torch.hub.download_url_to_file(filename, target, progress=progress)
-    dist_barrier()
+    os.makedirs(folder, exist_ok=True)
+    with FileLock(f'{target}.lock'):  # one process downloads, the others wait
+        if not os.path.exists(target):
+            torch.hub.download_url_to_file(filename, target, progress=progress)
     return safe_load(target, map_location)
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def load_from_eva(filename: str, map_location: Any = None) -> dict:
-    """Loader of ``eva://NAME``: a published checkpoint, downloaded once per machine."""
-    if get_local_rank() == 0:
-        cached_file(filename, download=True)
-    dist_barrier()
-    return safe_load(cached_file(filename, download=True), map_location)
+    """Loader of ``eva://NAME``: a published checkpoint under our names, with its class names.
+
+    See :func:`eva_mm.zoo.converted.converted_file`; processes of a machine share one file, which
+    is mapped and not read into each.
+    """
+    checkpoint = safe_load(converted_file(filename), map_location, mmap=True)
+    if names := class_names(filename):
+        checkpoint.setdefault('meta', {}).setdefault('dataset_meta', names)
+    return checkpoint
 
 
 # The remaining loaders (object stores, model zoos) read through these two functions.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,13 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
+from eva_mm.engine.batch_scaling import as_list
+from eva_mm.engine.checkpoint import safe_load
 from eva_mm.engine.memory import activation_bytes, nbytes, optimizer_state_bytes
-from eva_mm.zoo.download import SCHEME, cached_file
+from eva_mm.engine.strict_loading import load_state_dict
+from eva_mm.errors import InputError
+from eva_mm.zoo.download import cached_file
+from eva_mm.zoo.table import SCHEME
 
 _GIB = 2**30
 # What host packages call the size of the image that enters the network.
@@ -70,12 +76,12 @@ class Report:
             self.missing.append(what)
 
 
-def dry_run(cfg: Config, num_gpus: int | None = None) -> int:
+def dry_run(cfg: Config, gpus: int = 1) -> int:
     """Print what training with a config would be.
 
     Args:
         cfg (Config): Of any task, by iterations or by epochs; left unchanged.
-        num_gpus (int, optional): Processes to reckon with. Defaults to those of the launcher.
+        gpus (int): Processes to reckon with.
 
     Returns:
         int: 0 if the run could start, 1 if something is missing.
@@ -85,7 +91,6 @@ def dry_run(cfg: Config, num_gpus: int | None = None) -> int:
     """
     cfg = copy.deepcopy(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    gpus = num_gpus or int(os.environ.get('WORLD_SIZE', os.environ.get('SLURM_NTASKS', 1)))
     report = Report()
     print(f'Dry run of {cfg.filename}')
     model = build_meta_model(cfg)
@@ -96,7 +101,7 @@ def dry_run(cfg: Config, num_gpus: int | None = None) -> int:
     describe_groups(report, wrapper, model)
     describe_schedule(report, cfg, wrapper, epoch_length(cfg, num_images, gpus))
     describe_memory(report, cfg, model, wrapper, gpus)
-    describe_weights(report, cfg)
+    describe_weights(report, cfg, model)
     report.title('Missing')
     for what in report.missing:
         report.line(what)
@@ -335,7 +340,7 @@ def describe_schedule(
         total //= passes
         report.line(f'--accumulate: {total:,} updates; rates below change with updates alone')
     describe_intervals(report, cfg)
-    schedulers = _as_list(cfg.get('param_scheduler'))
+    schedulers = as_list(cfg.get('param_scheduler'))
     if by_epoch and length is None and any(_by_iteration(s) for s in schedulers):
         report.line('rates not simulated: their steps depend on the number of training images')
         return
@@ -361,12 +366,6 @@ def describe_intervals(report: Report, cfg: Config) -> None:
 
 def _by_iteration(scheduler: Mapping) -> bool:
     return not scheduler.get('by_epoch', True) or scheduler.get('convert_to_iter_based', False)
-
-
-def _as_list(value: Any) -> list:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def schedule_points(
@@ -529,16 +528,34 @@ def _as_size(value: Any) -> tuple[int, int] | None:
 # ------------------------------------------------------------------------------------------ weights
 
 
-def describe_weights(report: Report, cfg: Config) -> None:
-    """Print the checkpoints that the run starts from, and note those that are not there."""
+def describe_weights(report: Report, cfg: Config, model: nn.Module) -> None:
+    """Print the checkpoints that the run starts from, and note those it could not start from.
+
+    The file of ``load_from`` is read, and compared with the model; last, since the model takes it.
+    """
     report.title('Weights')
     for source in weight_sources(cfg):
         state = weight_state(source)
         report.line(f'{source}: {state}')
         if state.startswith(('missing', 'unknown')):
             report.lack(f'checkpoint: {source}')
+        elif state == 'found' and (problem := _misfit(source, model, source == cfg.load_from)):
+            report.lack(f'checkpoint that fits: {problem}')
     if not list(weight_sources(cfg)):
         report.line('none: every weight starts from its initialisation')
+
+
+def _misfit(path: str, model: nn.Module, whole: bool) -> str | None:
+    """What keeps a local checkpoint from being loaded; its tensors stay on disk."""
+    try:
+        checkpoint = safe_load(path, map_location='cpu', mmap=True)
+        if whole:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of parameters without memory
+                load_state_dict(model, checkpoint.get('state_dict', checkpoint))
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def weight_sources(cfg: Config) -> Iterator[str]:

@@ -21,7 +21,7 @@ def cfg(tmp_path):
     return Config.fromfile(tmp_path / 'toy.py')
 
 
-def run(cfg, capsys, gpus=None):
+def run(cfg, capsys, gpus=1):
     status = dr.dry_run(cfg, gpus)
     return status, capsys.readouterr().out
 
@@ -103,7 +103,7 @@ def test_an_unknown_published_name_is_missing(cfg, capsys):
     cfg.load_from = 'eva://eva_psz15'
     status, text = run(cfg, capsys)
     assert status == 1
-    assert 'expected one of' in text
+    assert 'did you mean' in text
     assert 'checkpoint: eva://eva_psz15' in lines(text)
 
 
@@ -223,3 +223,13 @@ def test_a_stock_mmdet_config(capsys, tmp_path):
     assert 'torchvision://resnet18: will be downloaded' in lines(text)
     assert 'annotation file: data/coco/annotations/instances_train2017.json' in lines(text)
     assert 'activations of backbone and neck (800 x 1344 px, batch 2, float32)' in text
+
+
+def test_weights_that_cannot_be_read_or_do_not_fit(cfg, capsys, tmp_path):
+    page = tmp_path / 'page.pth'
+    page.write_text('<!DOCTYPE html>')
+    cfg.load_from = str(page)
+    status, text = run(cfg, capsys)
+    assert status == 1
+    assert 'checkpoint that fits: ' in text
+    assert 'a web page' in text
