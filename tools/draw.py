@@ -5,6 +5,7 @@
 """
 
 import argparse
+import sys
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,9 +23,12 @@ def main() -> None:
     args = parse_args()
     from eva_mm.demo.contact_sheet import draw_contact_sheet
 
-    out = draw_contact_sheet(
-        args.annotations, args.images, args.results, args.out, args.num_images, args.score_thr
-    )
+    try:
+        out = draw_contact_sheet(
+            args.annotations, args.images, args.results, args.out, args.num_images, args.score_thr
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f'draw.py: {error}')
     print(f'drawn: {out}')
 
 

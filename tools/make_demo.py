@@ -4,6 +4,7 @@ python tools/make_demo.py lvis --out data/demo/lvis
 """
 
 import argparse
+import sys
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +30,10 @@ def main() -> None:
     from eva_mm.demo.generate import generate_lvis
 
     size = args.size[0] if len(args.size) == 1 else tuple(args.size)
-    out = generate_lvis(args.out, args.num_train, args.num_val, size, args.seed, args.crowds)
+    try:
+        out = generate_lvis(args.out, args.num_train, args.num_val, size, args.seed, args.crowds)
+    except ValueError as error:
+        sys.exit(f'make_demo.py: {error}')
     print(f'demo data set: {out}')
 
 

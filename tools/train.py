@@ -78,7 +78,8 @@ def main(argv=None):
             auto_scale_lr=args.auto_scale_lr,
             launcher=args.launcher,
             accumulate=args.accumulate,
-            num_processes=args.gpus if args.dry_run else None,
+            for_dry_run=args.dry_run,
+            num_gpus=args.gpus,
         )
         if args.dry_run:
             return launch.dry_run(cfg, args.gpus)

@@ -85,5 +85,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=21),
     dict(type='MultiStepLR', by_epoch=False, milestones=[650, 820], gamma=0.1),
 ]
+auto_scale_lr = dict(base_batch_size=2)
 default_hooks = dict(checkpoint=dict(interval=900, max_keep_ckpts=1))
 load_from = None

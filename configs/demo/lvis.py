@@ -121,6 +121,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=51),
     dict(type='MultiStepLR', by_epoch=False, milestones=[950, 1120], gamma=0.1),
 ]
+auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(checkpoint=dict(interval=400, max_keep_ckpts=1))
 # Nothing to load: random weights learn these shapes in minutes.
 load_from = None

@@ -122,6 +122,8 @@ class EVACascadeRoIHead(CascadeRoIHead):
             samples = self._match(stage, boxes, gt_instances)
             results = self.bbox_loss(stage, x, samples)
             losses.update({f's{stage}.{k}': v for k, v in results['loss_bbox'].items()})
+            # Without boxes there is no such term, and DDP refuses parameters without a gradient.
+            losses.setdefault(f's{stage}.loss_cls', 0 * results['cls_score'].sum())
             if stage == 0 and self.with_mask:
                 losses.update(self._mask_loss(x, samples, gt_instances))
             if stage < self.num_stages - 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import os
 import re
 import sys
@@ -12,23 +11,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, get_rank, get_world_size, init_dist
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, METRICS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 import eva_mm
 from eva_mm import compat
-from eva_mm.errors import InputError
+from eva_mm.errors import InputError, UsageError
 
 from .accumulation import set_accumulation
 from .batch_scaling import scale_to_images
 from .config_check import check_config
+from .hooks.non_finite import NonFiniteError
 from .optim_wrapper import gpu_has_bf16
+from .processes import join_processes, leave_process_group, told_rank, told_world_size
 from .resume import fit_to_checkpoint, newest_readable, read_state
 
 # mmdet's own dump encodes instance masks, which would fill the memory as bitmaps.
@@ -43,10 +43,6 @@ _DRAWING_HOOKS = {
 
 # Optimizer wrappers that differ in precision alone, so that --amp may exchange them.
 _PLAIN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper')
-
-
-class UsageError(InputError):
-    """A mistake in what the user typed; tools print its text alone, without a traceback."""
 
 
 @contextmanager
@@ -67,6 +63,8 @@ def plain_errors(tool: str) -> Iterator[None]:
 
 def plain_message(error: BaseException) -> str | None:
     """What to tell the user of an error in his input or environment; None for any other error."""
+    if isinstance(error, NonFiniteError) and error.__cause__ is None:
+        return str(error)
     if isinstance(error, (InputError, compat.HostError)):
         # What a worker of a DataLoader raised comes with its traceback in front.
         return re.split(r'(?m)^[\w.]*\.\w+Error: ', str(error))[-1].strip()
@@ -111,7 +109,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config
     if overrides:
         warn_of_misspelt_keys(cfg, overrides)
         cfg.merge_from_dict(dict(overrides))
-    if not int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+    if not any(map(told_rank, ('pytorch', 'slurm', 'mpi'))):
         check_config(cfg)
     return cfg
 
@@ -183,7 +181,8 @@ def prepare_train_config(
     auto_scale_lr: bool = False,
     launcher: str = 'none',
     accumulate: int = 1,
-    num_processes: int | None = None,
+    for_dry_run: bool = False,
+    num_gpus: int | None = None,
 ) -> Config:
     """Build the config of a training run from the command line.
 
@@ -199,7 +198,8 @@ def prepare_train_config(
             that count iterations to as many images; see `batch_scaling`.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
         accumulate (int): Forward passes per update; see `accumulation.set_accumulation`.
-        num_processes (int, optional): To reckon with, for a dry run; by default those of the
+        for_dry_run (bool): Form no process group.
+        num_gpus (int, optional): Processes that a dry run reckons with; by default those of the
             launcher.
 
     Raises:
@@ -210,9 +210,12 @@ def prepare_train_config(
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     if amp:
         enable_amp(cfg)
-    if auto_scale_lr:
+    if accumulate < 1:
+        raise UsageError(f'--accumulate takes passes per update, 1 or more, not {accumulate}')
+    if (auto_scale_lr or resume) and not for_dry_run:
         join_processes(cfg)
-        processes = num_processes or get_world_size()
+    if auto_scale_lr:
+        processes = dry_run_processes(cfg, num_gpus) if for_dry_run else get_world_size()
         enable_auto_scale_lr(cfg, cfg.train_dataloader.batch_size * processes * accumulate)
     accumulate_gradients(cfg, accumulate)
     if resume:
@@ -265,6 +268,12 @@ def enable_auto_scale_lr(cfg: Config, images: int) -> None:
         raise UsageError(
             f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {cfg.filename} lacks'
         )
+    by_hand = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if by_hand > 1:
+        raise UsageError(
+            f'--auto-scale-lr with optim_wrapper.accumulative_counts={by_hand}: leave the latter '
+            f'out, --accumulate {by_hand} sets it'
+        )
     cfg.auto_scale_lr.enable = True
     factor = cfg.auto_scale_lr.base_batch_size / images
     before = cfg.train_cfg.get('max_iters')
@@ -273,6 +282,7 @@ def enable_auto_scale_lr(cfg: Config, images: int) -> None:
     except InputError as error:
         raise UsageError(str(error)) from error
     if scaled:
+        cfg.length_factor = factor
         print_log(
             f'--auto-scale-lr: {1 / factor:g} times the images per update, hence '
             f'{cfg.train_cfg.max_iters:,} iterations instead of {before:,}; rates, warm-up, '
@@ -304,13 +314,15 @@ def set_resume(cfg: Config, resume: str) -> None:
     The first process chooses, and the others take its choice: each for itself may see another
     newest file, while one is being written or on a file system that lags behind.
     """
-    join_processes(cfg)
     choice: list[Any] = [None]
     if get_rank() == 0:
         try:
             choice = [_choose_checkpoint(cfg, resume)]
         except UsageError as error:
             choice = [error]
+        except Exception as error:  # of a storage, say; the others wait to be told
+            problem = f'{type(error).__name__}: {error}'
+            choice = [UsageError(f'--resume {resume}: no checkpoint could be read, {problem}')]
     broadcast_object_list(choice)
     if isinstance(choice[0], UsageError):
         raise choice[0]
@@ -434,34 +446,6 @@ def fit_device(cfg: Config) -> None:
     wrapper.device_ids = None  # DDP refuses any on CPUs
 
 
-def join_processes(cfg: Config) -> None:
-    """Form the process group of a launcher, if there is one; the Runner takes it as it is."""
-    launcher = cfg.get('launcher', 'none')
-    if launcher == 'none' or torch.distributed.is_initialized():
-        return
-    if get_device() != 'cpu':
-        init_dist(launcher, **(cfg.get('env_cfg') or {}).get('dist_cfg', {}))
-    elif launcher == 'pytorch':
-        # mmengine would select a CUDA device first.
-        torch.distributed.init_process_group('gloo')
-    else:
-        raise UsageError(
-            f'--launcher {launcher} needs GPUs; on CPUs use torchrun with --launcher pytorch'
-        )
-
-
-def leave_process_group() -> None:
-    """End the process group, which mmengine leaves open; call it when the Runner is given up.
-
-    A group that lives on until the interpreter ends may abort in gloo's threads, and then a
-    finished run counts as failed.
-    """
-    if torch.distributed.is_initialized():
-        gc.collect()  # the Runner is full of cycles, and its model holds on to the group
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 def run_training(cfg: Config) -> None:
     """Train as the config says."""
     build_runner(cfg).train()
@@ -530,10 +514,17 @@ def evaluate_results(cfg: Config, results: str) -> dict:
     return values
 
 
+def dry_run_processes(cfg: Config, num_gpus: int | None) -> int:
+    """Number of processes that a dry run reckons with."""
+    if num_gpus is not None and num_gpus < 1:
+        raise UsageError(f'--gpus takes a number of GPUs, 1 or more, not {num_gpus}')
+    return num_gpus or told_world_size(cfg.get('launcher', 'none'))
+
+
 def dry_run(cfg: Config, num_gpus: int | None = None) -> int:
     """Print what a training run would be and what it lacks; return the exit status."""
     from eva_mm.engine.dry_run import dry_run as run  # tells of data and memory: slow to import
 
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))):
+    if told_rank(cfg.get('launcher', 'none')):
         return 0  # one report is enough
-    return run(cfg, num_gpus)
+    return run(cfg, dry_run_processes(cfg, num_gpus))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import posixpath
@@ -12,7 +13,6 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 
 from eva_mm.errors import InputError
 
@@ -22,8 +22,12 @@ from .checkpoint import safe_load
 _STATE = ('meta', 'message_hub', 'optimizer')
 
 
-def read_state(path: str) -> dict:
-    """Read the head of a run's checkpoint; its tensors stay on disk.
+def read_state(path: str, backend_args: dict | None = None) -> dict:
+    """Read the head of a run's checkpoint; the tensors of a local file stay on disk.
+
+    Args:
+        path: of a file, here or on another storage (``s3://...``).
+        backend_args: of mmengine's backend for that storage.
 
     Returns:
         ``meta``: ``iter``, ``epoch``, ``seed`` and what hooks noted.
@@ -32,8 +36,12 @@ def read_state(path: str) -> dict:
         FileNotFoundError: no such file.
         InputError: it is cut off, or holds no state of a run.
     """
-    if '://' in path:  # another storage, whose loader gives the whole file
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    if '://' in path:
+        content = get_file_backend(path, backend_args=backend_args).get(path)
+        try:
+            checkpoint = safe_load(io.BytesIO(content), map_location='cpu')
+        except InputError as error:
+            raise InputError(f'{path}: {error}') from error
     else:
         checkpoint = safe_load(path, map_location='cpu', mmap=True)
     absent = [key for key in _STATE if key not in checkpoint]
@@ -52,7 +60,7 @@ def saved_checkpoints(cfg: Config) -> list[str]:
     be on another storage. The file that ``last_checkpoint`` names is among them even when it has
     another name or is gone.
     """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    hook = _saving(cfg)
     before, _, after = (hook.get('filename_tmpl') or '@_{}.pth').partition('{}')
     before = re.escape(before).replace('@', '(?:iter|epoch)')
     pattern = re.compile(rf'{before}(\d+){re.escape(after)}')
@@ -61,7 +69,7 @@ def saved_checkpoints(cfg: Config) -> list[str]:
         if match := pattern.fullmatch(posixpath.basename(path)):
             numbers[path] = int(match[1])
     pointer = Path(cfg.work_dir, 'last_checkpoint')
-    last = pointer.read_text().strip() if pointer.is_file() else ''
+    last = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
     if last and os.path.basename(last) not in map(os.path.basename, numbers):
         match = pattern.fullmatch(os.path.basename(last))
         numbers[last] = int(match[1]) if match else -1
@@ -80,6 +88,24 @@ def _files_beside_checkpoints(cfg: Config, hook: ConfigDict) -> list[str]:
     return [backend.join_path(folder, name) for name in names]
 
 
+def _saving(cfg: Config) -> ConfigDict:
+    """Config of the hook that saves checkpoints."""
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or ConfigDict()
+
+
+def _warn_of_another_branch(cfg: Config, chosen: str) -> None:
+    """A run that went back to an earlier checkpoint leaves later ones of its first branch."""
+    pointer = Path(cfg.work_dir, 'last_checkpoint')
+    last = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+    if last and os.path.basename(last) != posixpath.basename(chosen):
+        print_log(
+            f'{chosen} is furthest and resumed, although {last} was saved last: give --resume '
+            f'{last} if the run had gone back to an earlier checkpoint',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
 def newest_readable(cfg: Config) -> tuple[str, dict] | None:
     """The furthest checkpoint of a work dir that can be read, with its ``meta``.
 
@@ -94,10 +120,16 @@ def newest_readable(cfg: Config) -> tuple[str, dict] | None:
     broken = []
     for path in saved_checkpoints(cfg):
         try:
-            return path, read_state(path)
+            meta = read_state(path, _saving(cfg).get('backend_args'))
         except InputError as error:
             broken.append(str(error))
             print_log(f'passed over: {error}', logger='current', level=logging.WARNING)
+            continue
+        if broken:
+            print_log(f'resuming from {path} in its place', logger='current')
+        else:
+            _warn_of_another_branch(cfg, path)
+        return path, meta
     if broken:
         raise InputError(f'no checkpoint in {cfg.work_dir} can be resumed: ' + '; '.join(broken))
     return None
@@ -112,6 +144,13 @@ def fit_to_checkpoint(cfg: Config, path: str, meta: dict[str, Any]) -> None:
     Raises:
         InputError: the config asks for another seed, or counts iterations otherwise.
     """
+    last = cfg.train_cfg.get('max_iters') if 'train_cfg' in cfg else None
+    if last is not None and meta['iter'] >= last:
+        print_log(
+            f'{path} is at iteration {meta["iter"]} of {last}: there is nothing left to train',
+            logger='current',
+            level=logging.WARNING,
+        )
     randomness = cfg.setdefault('randomness', ConfigDict(seed=None))
     seed = meta.get('seed')
     if seed is not None and randomness.get('seed') not in (None, seed):
@@ -121,6 +160,13 @@ def fit_to_checkpoint(cfg: Config, path: str, meta: dict[str, Any]) -> None:
         )
     if seed is not None:
         randomness.seed = seed
+    before, now = meta.get('length_factor', 1.0), cfg.get('length_factor', 1.0)
+    if before != now:
+        raise InputError(
+            f'{path} is of a run that --auto-scale-lr made {before:g} times as long as the config, '
+            f'now it is {now:g} times: its schedule would not fit. Resume it with the same batch '
+            f'and options'
+        )
     before, now = meta.get('accumulate', 1), cfg.get('accumulate', 1)
     if before != now:
         raise InputError(

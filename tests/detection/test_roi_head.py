@@ -190,3 +190,17 @@ def test_raw_outputs(build, sample):
         outputs = model(torch.randn(1, 3, 128, 128), [sample], mode='tensor')
     # mmdet puts the proposals' outputs first.
     assert [tuple(o.shape[1:]) for o in outputs[-1]] == [(6,), (4,)] * 3 + [(5, 28, 28)]
+
+
+def test_a_stage_without_boxes_still_has_all_its_terms(build, sample, monkeypatch):
+    """Else DDP stops with parameters that got no gradient."""
+    head = build('lvis').roi_head
+    refine = head._refine
+    monkeypatch.setattr(head, '_refine', lambda *args: 0 * refine(*args))  # all empty
+    x = pyramid(requires_grad=True)
+    losses = head.loss(x, [proposals()], [sample])
+    names = {f's{stage}.{name}' for stage in range(3) for name in ('loss_cls', 'loss_bbox')}
+    assert names | {'loss_mask'} <= losses.keys()
+    sum(v for name, v in losses.items() if 'loss' in name).backward()
+    without = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []

@@ -193,7 +193,7 @@ def test_lvis_metric_on_two_processes_with_an_odd_number_of_images(tmp_path):
     from eva_mm.demo.generate import generate_lvis
 
     generate_lvis(tmp_path / 'data', num_train=30, num_val=7, size=128)
-    port = 20000 + time.time_ns() % 20000
+    port = free_port()
     torch.multiprocessing.spawn(evaluate_lvis, (2, port, str(tmp_path)), nprocs=2)
     evaluate_lvis(0, 1, port, str(tmp_path))
     alone, shared = (torch.load(tmp_path / f'values_{size}.pth') for size in (1, 2))
@@ -253,7 +253,9 @@ def rates(cfg, passes):
 def test_every_update_of_the_leaf_keeps_its_rate(leaf):
     pytest.importorskip('mmdet')
     plain = launch.prepare_train_config(leaf)
-    scaled = launch.prepare_train_config(leaf, accumulate=4, auto_scale_lr=True, num_processes=16)
+    scaled = launch.prepare_train_config(
+        leaf, accumulate=4, auto_scale_lr=True, for_dry_run=True, num_gpus=16
+    )
     updates = plain.train_cfg.max_iters
     assert scaled.train_cfg.max_iters == 4 * updates
     assert scaled.train_cfg.val_interval == 20000
@@ -306,7 +308,9 @@ def test_accumulation_by_hand_is_warned_of(folder, monkeypatch):
 
 def test_dry_run_tells_what_accumulation_makes_of_the_run(folder, capsys):
     options = {'default_hooks.checkpoint.interval': 5, 'train_dataloader.batch_size': 4}
-    cfg = prepared(folder, 'none', options, accumulate=4, auto_scale_lr=True, num_processes=2)
+    cfg = prepared(
+        folder, 'none', options, accumulate=4, auto_scale_lr=True, for_dry_run=True, num_gpus=2
+    )
     assert launch.dry_run(cfg, 2) == 0
     text = capsys.readouterr().out
     assert '4 per GPU x 2 GPUs x 4 accumulated = 32 images per update' in text

@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -393,7 +394,7 @@ def test_two_processes_skip_together_and_stop_together(folder, capsys):
     )
     assert status != 0, text
     assert len(re.findall(r'step 1 of at most 1 skipped: .* iteration 3 of 12', text)) == 1
-    assert re.search(r'FloatingPointError: the loss is not finite in iteration 6 of 12', text)
+    assert re.search(r'train\.py: the loss is not finite in iteration 6 of 12', text)
     record = record_of(folder, 5)
     assert [facts['finite'] for facts in record['ranks']] == [True, False]
     files = [[Path(p).stem for p in facts['img_paths']] for facts in record['ranks']]
@@ -407,6 +408,53 @@ def test_two_processes_skip_together_and_stop_together(folder, capsys):
     _, text = replayed(capsys, folder / 'run' / 'non_finite_iter_5.pth', '--rank', 0)
     assert 'differs' not in text
     assert 'the output of every module is finite' in text
+
+
+AGREE = """
+import sys, torch
+from eva_mm.engine.hooks.non_finite import NonFiniteLossHook, _NonFiniteGradients
+torch.distributed.init_process_group('gloo')
+rank = torch.distributed.get_rank()
+try:
+    NonFiniteLossHook._clip(lambda: torch.tensor(float('nan') if rank else 1.0))
+    sys.stdout.write('passed\\n')
+except _NonFiniteGradients:
+    sys.stdout.write('agreed\\n')
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_hear_of_a_norm_that_one_of_them_finds(tmp_path):
+    """Of sharded gradients, each rank may know its own part alone."""
+    (tmp_path / 'agree.py').write_text(AGREE)
+    launcher = ['-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}']
+    command = [sys.executable, *launcher, str(tmp_path / 'agree.py')]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': '-1'}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ['agreed', 'agreed'], done.stderr
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_among_several_ends_the_run(folder):
+    from tests.test_tools import call
+
+    guilty = poison(folder, 2, place=3)  # of the second process
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    options = f'train_dataloader.batch_size={BATCH // 2} model.limit=1e30'.split()
+    command = [ROOT / 'tools' / 'dist_train.sh', 'guarded.py', '2', '--work-dir', 'run']
+    status, text = call(
+        [*command, '--cfg-options', *options],
+        folder,
+        PATH=path,
+        PORT=str(free_port()),
+        OMP_NUM_THREADS='1',
+    )
+    assert status != 0
+    assert re.search(r'forward pass of rank 1 failed beside .* in iteration 3: batch of ', text)
+    assert str(guilty) in text
+    assert 'IndexError: out of the limit' in text
 
 
 def test_messages_name_the_ranks_to_blame_only():

@@ -12,7 +12,8 @@ from mmengine.fileio import LocalBackend
 from mmengine.fileio import io as fileio_io
 from mmengine.fileio.backends import registry_utils
 
-from eva_mm.engine import checkpoint, launch, resume
+from eva_mm.engine import launch, resume
+from eva_mm.zoo import reading
 from tests.engine.exact_task import environment, exact_config_text
 from tests.helpers import ROOT, free_port
 from tests.toy_task import make_data
@@ -32,7 +33,9 @@ def cfg(tmp_path):
 @pytest.fixture
 def messages(monkeypatch):
     said = []
-    monkeypatch.setattr(resume, 'print_log', lambda text, logger, level: said.append((level, text)))
+    monkeypatch.setattr(
+        resume, 'print_log', lambda text, logger, level=logging.INFO: said.append((level, text))
+    )
     return said
 
 
@@ -69,7 +72,8 @@ def test_a_truncated_one_is_named_and_the_one_before_is_used(cfg, tmp_path, mess
     (tmp_path / 'iter_40.pth').touch()
     launch.set_resume(cfg, 'auto')
     assert (cfg.resume, cfg.load_from, cfg.randomness.seed) == (True, good, 3)
-    assert [level for level, _ in messages] == [logging.WARNING] * 2
+    assert [level for level, _ in messages] == [logging.WARNING, logging.WARNING, logging.INFO]
+    assert f'resuming from {good}' in messages[2][1]
     assert 'iter_40.pth cannot be read' in messages[0][1]
     assert 'iter_30.pth cannot be read' in messages[1][1]
 
@@ -166,7 +170,7 @@ def test_config_text_in_a_checkpoint_is_not_run(tmp_path):
 
     train(2)
     path = tmp_path / 'work' / 'iter_2.pth'
-    with torch.serialization.safe_globals(checkpoint._safe_globals()):
+    with torch.serialization.safe_globals(reading.allowed_globals()):
         saved = torch.load(path, weights_only=True)
     mark = tmp_path / 'mark'
     saved['meta']['config'] = f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
@@ -216,6 +220,7 @@ def test_checkpoints_on_another_storage(tmp_path, storage, messages):
     cut(save(folder / 'iter_30.pth', 30))
     launch.set_resume(cfg, 'auto')
     assert (cfg.load_from, cfg.randomness.seed) == ('s3://bucket/run/iter_20.pth', 3)
+    assert 's3://bucket/run/iter_30.pth: ' in messages[0][1]
     assert 'cannot be read' in messages[0][1]
 
 
@@ -225,6 +230,24 @@ def test_other_weights_may_differ_but_not_those_of_the_run(cfg, tmp_path):
     assert cfg.model.allowed_missing == ['roi_head.*']
     launch.set_resume(cfg, save(tmp_path / 'iter_5.pth'))
     assert cfg.model.allowed_missing == []
+
+
+def test_a_storage_that_fails_is_told_in_one_message(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path), train_cfg=dict(max_iters=100)))
+    with pytest.raises(launch.UsageError, match=r'--resume s3://.*ImportError'):
+        launch.set_resume(cfg, 's3://bucket/iter_1.pth')
+    (tmp_path / 'last_checkpoint').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(launch.UsageError, match='--resume'):
+        launch.set_resume(cfg, 'auto')
+
+
+def test_an_abandoned_branch_is_warned_of(cfg, tmp_path, messages):
+    save(tmp_path / 'iter_50.pth', 50)
+    went_back = save(tmp_path / 'iter_20.pth', 20)
+    (tmp_path / 'last_checkpoint').write_text(went_back)
+    launch.set_resume(cfg, 'auto')
+    assert cfg.load_from.endswith('iter_50.pth')
+    assert f'give --resume {went_back}' in messages[0][1]
 
 
 CHOOSE = """

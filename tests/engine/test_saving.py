@@ -198,9 +198,11 @@ def test_what_a_killed_run_left_is_cleared(toy, tmp_path):
     work = tmp_path / 'work'
     work.mkdir()
     (work / 'iter_20.pth.tmp').write_bytes(b'torso')
+    (work / 'non_finite_iter_3.pth.tmp').write_bytes(b'torso')
     (work / 'notes.tmp').touch()
     toy(train_cfg__max_iters=1).train()
     assert not (work / 'iter_20.pth.tmp').exists()
+    assert not (work / 'non_finite_iter_3.pth.tmp').exists()
     assert (work / 'notes.tmp').exists()
 
 

@@ -33,12 +33,21 @@ class SafeCheckpointHook(CheckpointHook):
             return
         self._remove_outdated(runner.message_hub.get_info('outdated_ckpt_ids', ()))
         if isinstance(self.file_backend, LocalBackend):
-            names = (self.filename_tmpl.format('*'), 'best_*', 'last_checkpoint')
+            names = (
+                self.filename_tmpl.format('*'),
+                'best_*',
+                'last_checkpoint',
+                'non_finite_iter_*',
+            )
             for folder in {str(self.out_dir), runner.work_dir}:
                 for name in names:
                     for path in glob.glob(osp.join(glob.escape(folder), name + TEMPORARY)):
                         runner.logger.info(f'{path}, left by a killed run, is removed')
                         self.file_backend.remove(path)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note how much longer the run is than its config, for who resumes it."""
+        checkpoint['meta']['length_factor'] = runner.cfg.get('length_factor', 1.0)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = self._keep(runner, step)

@@ -36,6 +36,10 @@ COUNTER = 'non_finite_steps_skipped'
 _SHOWN = 4  # ranks in a message: when weights are spoilt, all of them are to blame
 
 
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient norm that is not finite stopped the run."""
+
+
 class _NonFiniteGradients(Exception):
     """Leaves ``OptimWrapper.step`` before the optimizer is asked."""
 
@@ -68,7 +72,7 @@ class NonFiniteLossHook(Hook):
             ``optim_wrapper.clip_grad`` with a norm, which is then known anyway.
 
     Raises:
-        FloatingPointError: in training, when the run stops.
+        NonFiniteError: in training, when the run stops.
         TypeError: ``max_skips`` with several optimizers.
         ValueError: ``max_skips`` is negative.
     """
@@ -204,7 +208,7 @@ class NonFiniteLossHook(Hook):
             text += f'\n  {skipped} steps were skipped before, max_skips={self.max_skips}'
         text += self._weights_and_record(what, norm, ranks)
         runner.logger.error(f'training stops: {text}')
-        raise FloatingPointError(text) from self._error
+        raise NonFiniteError(text) from self._error
 
     def _facts(self) -> dict:
         """What this rank knows of the step, as plain values and tensors."""
@@ -225,18 +229,24 @@ class NonFiniteLossHook(Hook):
         if get_rank() != 0:
             barrier()  # an error here would have the launcher end rank 0 while it writes
             return ''
+        try:
+            return self._record_text(what, norm, ranks, state)
+        except Exception as error:  # whatever keeps it from being written, the facts must be told
+            return f'\n  there is no debug record: {error}'
+        finally:
+            barrier()
+
+    def _record_text(
+        self, what: str, norm: float | None, ranks: list[dict], state: Mapping[str, Tensor]
+    ) -> str:
         spoilt = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
         text = '\n  weights before the step: '
         text += f'{len(spoilt)} not finite, first {spoilt[0]}' if spoilt else 'all finite'
         if self.record:
             path = os.path.join(self._runner.work_dir, f'non_finite_iter_{self._runner.iter}.pth')
-            try:
-                record = make_record(self._runner, self._model, what, norm, ranks, state)
-                save_checkpoint(record, path)
-                text += f'\n  debug record: {path} (python tools/replay.py {path})'
-            except OSError as error:
-                text += f'\n  there is no debug record: {error}'
-        barrier()
+            record = make_record(self._runner, self._model, what, norm, ranks, state)
+            save_checkpoint(record, path)
+            text += f'\n  debug record: {path} (python tools/replay.py {path})'
         return text
 
 
@@ -339,10 +349,10 @@ def met_non_finite(error: BaseException) -> bool:
 
 
 def floating_tensors(value: Any) -> Iterator[Tensor]:
-    """Floating-point tensors in nested tuples, lists and dictionaries."""
+    """Floating-point tensors in nested tuples, lists and dictionaries; of shards, this rank's."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield value
+            yield value.to_local() if hasattr(value, 'to_local') else value
     elif isinstance(value, Mapping):
         yield from floating_tensors(list(value.values()))
     elif isinstance(value, (list, tuple)):

@@ -1,0 +1,72 @@
+"""The processes of a launcher: how many there are, forming and leaving their group."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import init_dist
+from mmengine.utils.dl_utils import set_multi_processing
+
+from eva_mm.errors import UsageError
+
+# What each launcher tells a process: its rank, and how many there are.
+_ENVIRONMENT = {
+    'pytorch': ('RANK', 'WORLD_SIZE'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+}
+
+
+def told_rank(launcher: str) -> int:
+    """Rank of this process as the launcher tells it, before or without a process group."""
+    rank, _ = _ENVIRONMENT.get(launcher, ('', ''))
+    return int(os.environ.get(rank, 0))
+
+
+def told_world_size(launcher: str) -> int:
+    """Number of processes as the launcher tells it, before or without a process group."""
+    _, size = _ENVIRONMENT.get(launcher, ('', ''))
+    return int(os.environ.get(size, 1))
+
+
+def join_processes(cfg: Config) -> None:
+    """Form the process group of a launcher, if there is one; the Runner takes it as it is.
+
+    Runners other than mmengine's plain one form theirs by themselves.
+
+    Raises:
+        UsageError: the launcher needs GPUs, and there are none.
+    """
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if get_device() == 'cpu' and launcher != 'pytorch':
+        raise UsageError(
+            f'--launcher {launcher} needs GPUs; on CPUs use torchrun with --launcher pytorch'
+        )
+    if cfg.get('runner_type', 'Runner') != 'Runner':
+        return
+    environment = cfg.get('env_cfg') or {}
+    # As the Runner does before it forms a group, which would set a start method of its own.
+    set_multi_processing(**(environment.get('mp_cfg') or {}), distributed=True)
+    if get_device() == 'cpu':
+        # mmengine would select a CUDA device first.
+        torch.distributed.init_process_group('gloo')
+    else:
+        init_dist(launcher, **(environment.get('dist_cfg') or {}))
+
+
+def leave_process_group() -> None:
+    """End the process group, which mmengine leaves open; call it when the Runner is given up.
+
+    A group that lives on until the interpreter ends may abort in gloo's threads, and then a
+    finished run counts as failed.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()  # the Runner is full of cycles, and its model holds on to the group
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
