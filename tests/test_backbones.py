@@ -6,6 +6,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 import eva_mm.backbones  # noqa: F401
 
+from .zoo.fresh import fresh
+
 TINY = dict(
     type='EVAViT',
     size='tiny',
@@ -80,3 +82,34 @@ def test_pretrained_weights_through_init_cfg(tmp_path):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="out_type should be 'maps', 'cls' or 'mean'"):
         MODELS.build(dict(TINY, out_type='tokens'))
+
+
+@pytest.mark.parametrize('kind', ['mim', 'mae', 'classifier', 'linear', 'clip', 'clip_vision'])
+def test_published_files_of_every_kind_are_taken(kind, tmp_path):
+    """Parts of other tasks stay aside; everything the backbone has is loaded."""
+    weights = fresh(kind)
+    prefix = 'visual.' if kind == 'clip' else ''
+    torch.save(dict(model=weights), tmp_path / 'published.pt')
+    block = weights[f'{prefix}blocks.0.mlp.fc1.weight']
+    pos_embed = weights[f'{prefix}pos_embed']
+    depth = 1 + max(int(k.split('.')[-4]) for k in weights if k.endswith('attn.qkv.weight'))
+    kernel = weights[f'{prefix}patch_embed.proj.weight']
+    model = MODELS.build(
+        dict(
+            TINY,
+            size='large' if kind == 'mae' else 'tiny',
+            qkv_bias='full' if kind == 'mae' else 'qv',
+            embed_dim=block.shape[1],
+            mlp_dim=block.shape[0],
+            depth=depth,
+            patch_size=kernel.shape[-1],
+            img_size=kernel.shape[-1] * int((pos_embed.shape[1] - 1) ** 0.5),
+            init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'published.pt')),
+        )
+    )
+    model.init_weights()
+    state = model.state_dict()
+    names = [k for k in state if not k.startswith(('norm.', 'fc_norm.', 'head.'))]
+    assert len(names) > 20
+    for name in names:
+        assert torch.equal(state[name], weights[prefix + name].float()), name

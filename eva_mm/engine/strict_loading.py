@@ -24,7 +24,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from eva_mm.errors import InputError
 
 # Parameters of pretraining and classification that a backbone without those heads leaves aside.
-PARTS_OF_OTHER_TASKS = ('cls_token', 'mask_token', 'lm_head.*', 'norm.*', 'fc_norm.*', 'head.*')
+PARTS_OF_OTHER_TASKS = (
+    'cls_token',
+    'mask_token',
+    'lm_head.*',
+    'decoder_*',
+    'norm.*',
+    'fc_norm.*',
+    'head.*',
+)
 _SHOWN = 12  # lines per kind of mismatch
 _lenient_load = mmengine_checkpoint.load_state_dict
 # Tensor -> file it was read from: tensors outlive the copies of dictionaries on their way here.
