@@ -16,9 +16,7 @@ def parse_args(argv=None):
     parser.add_argument('out', metavar='OUT', help='file to write (.pth, .pt or .safetensors)')
     parser.add_argument('files', metavar='FILE', nargs='+', help='checkpoints, two or more')
     parser.add_argument(
-        '--dtype',
-        choices=['float32', 'float16', 'bfloat16'],
-        help='precision of the result (default: that of the last file)',
+        '--dtype', help='precision of the result: float32, say (default: that of the last file)'
     )
     parser.add_argument('--force', action='store_true', help='replace OUT where it exists')
     return parser.parse_args(argv)

@@ -24,8 +24,8 @@ EXAMPLES = """examples:
   the moving average in a DeepSpeed folder:
     convert.py checkpoints/ ema.pth --ema
 
-Nothing is left out in silence: unknown names, incomplete blocks and heads of another size are
-errors that list names and shapes, until an option says what to do with them.
+Nothing is left out in silence: unknown names, missing parts and heads of another size are errors
+that list names and shapes, until an option says what to do with them.
 """
 
 
@@ -42,7 +42,7 @@ def parse_args(argv=None):
     add(
         '--to',
         default='mm',
-        choices=['mm', 'official', 'timm', 'safetensors'],
+        metavar='FORMAT',
         help='mm: {meta, state_dict}, read by every OpenMMLab tool (default). official: {model}, '
         'the published names. timm: for timm.load_checkpoint, open_clip for CLIP. safetensors: '
         'see --names',
@@ -50,23 +50,12 @@ def parse_args(argv=None):
     add(
         '--names',
         default='mm',
-        choices=['mm', 'official', 'timm'],
-        help='names in a safetensors file (default: mm)',
+        metavar='NAMES',
+        help='in a safetensors file: those of mm (default), official or timm',
     )
-    add(
-        '--kind',
-        choices=[
-            *('mim', 'mae', 'classifier', 'linear', 'clip', 'clip_vision'),
-            *('detector', 'segmentor', 'video'),
-        ],
-        help='what the weights have to be of (default: told by their names)',
-    )
+    add('--kind', help='what the weights have to be of: classifier, say (default: told by names)')
     add('--ema', action='store_true', help='take the moving average of the weights (model_ema)')
-    add(
-        '--dtype',
-        choices=['float32', 'float16', 'bfloat16'],
-        help='precision of all floating-point weights (default: as they are)',
-    )
+    add('--dtype', help='precision of all floating-point weights: float16, say (default: as is)')
     add('--force', action='store_true', help='replace DST where it exists')
 
     head = parser.add_argument_group('head').add_argument
@@ -101,6 +90,11 @@ def parse_args(argv=None):
     )
     names('--drop', action='append', default=[], metavar='PATTERN', help='leave out such names')
     names('--allow-unknown', action='store_true', help='carry unknown names on')
+    names(
+        '--allow-partial',
+        action='store_true',
+        help='go on where parts are missing, or blocks of the published depth',
+    )
     return parser.parse_args(argv)
 
 

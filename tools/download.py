@@ -13,9 +13,9 @@ def parse_args(argv=None):
         description="List the published EVA checkpoints, or download them from the authors' "
         'repository BAAI/EVA on the Hugging Face hub. Size and sha256 are verified; a download '
         'that was interrupted continues. The exit status is 1 when a file could not be had.',
-        epilog='Environment: HF_ENDPOINT (a mirror of https://huggingface.co), HF_HOME (folder of '
-        'the cache), HF_TOKEN, HF_HUB_OFFLINE=1 (cached files only), '
-        'HF_HUB_DISABLE_PROGRESS_BARS=1.',
+        epilog='Environment: HF_ENDPOINT (a mirror of https://huggingface.co), HF_HUB_CACHE '
+        '(folder of the cache), HF_HOME (folder of cache and token), HF_TOKEN, HF_HUB_OFFLINE=1 '
+        '(cached files only), HF_HUB_DISABLE_PROGRESS_BARS=1.',
     )
     parser.add_argument(
         'names',

@@ -20,7 +20,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
 from eva_mm.errors import InputError
-from eva_mm.zoo.converted import class_names, converted_file
+from eva_mm.zoo.converted import class_names, converted_file, placeholder_names
 from eva_mm.zoo.keys import TABLES
 from eva_mm.zoo.reading import ALLOWED_GLOBALS, read_checkpoint, with_state_dict
 from eva_mm.zoo.table import SCHEME
@@ -141,7 +141,8 @@ def load_from_eva(filename: str, map_location: Any = None) -> dict:
     is mapped and not read into each.
     """
     checkpoint = safe_load(converted_file(filename), map_location, mmap=True)
-    if names := class_names(filename):
+    weights = checkpoint.get('state_dict', checkpoint)
+    if names := class_names(filename) or placeholder_names(filename, weights):
         checkpoint.setdefault('meta', {}).setdefault('dataset_meta', names)
     return checkpoint
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from eva_mm.errors import InputError
 
-from .convert import Weights
-from .files import DTYPES, dataset_meta, pack, pick_weights, require_writable, write_checkpoint
-from .reading import read_checkpoint
+from .convert import Weights, cast_tensor, require_one_of
+from .files import DTYPES, dataset_meta, pack, read_weights, require_writable, write_checkpoint
 
 _SHOWN = 8  # names per list
 
@@ -31,7 +30,8 @@ def average(
         Names and tensors in the last one's order.
 
     Raises:
-        InputError: fewer than two are given, or they differ in names or shapes.
+        InputError: fewer than two are given, they differ in names or shapes, or a mean is beyond
+            the range of ``dtype``.
     """
     if len(state_dicts) < 2:
         raise InputError(f'averaging needs two files or more, got {len(state_dicts)}')
@@ -39,19 +39,19 @@ def average(
     for other in others:
         _require_same(last, state_dicts[last], other, state_dicts[other])
     return {
-        name: _mean([state[name] for state in state_dicts.values()], dtype)
+        name: _mean(name, [state[name] for state in state_dicts.values()], dtype)
         for name in state_dicts[last]
     }
 
 
-def _mean(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+def _mean(name: str, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
     last = tensors[-1]
     if not last.is_floating_point():
         return last.detach()
     total = torch.zeros(last.shape, dtype=torch.float64)
     for tensor in tensors:
         total += tensor.detach()
-    return (total / len(tensors)).to(dtype or last.dtype)
+    return cast_tensor(name, total / len(tensors), dtype or last.dtype)
 
 
 def _require_same(
@@ -97,8 +97,9 @@ def average_files(
         Number of tensors averaged.
 
     Raises:
-        InputError: a file cannot be read or written, or they differ in names or shapes.
+        InputError: a file cannot be read or written, or see :func:`average`.
     """
+    require_one_of('dtype', dtype, DTYPES)
     safetensors = str(out).endswith('.safetensors')
     require_writable(out, force, safetensors)
     names = [os.fspath(file) for file in files]
@@ -106,11 +107,7 @@ def average_files(
         raise InputError(f'{sorted(twice)[0]} is given twice')
     states, last = {}, {}
     for name in names:
-        last = read_checkpoint(name, map_location='cpu', mmap=True)
-        try:
-            states[name], _ = pick_weights(last)
-        except InputError as error:
-            raise InputError(f'{name}: {error}') from error
+        states[name], last = read_weights(name)
     weights = average(states, DTYPES[dtype] if dtype else None)
     layout = 'official' if isinstance(last.get('model'), dict) else 'mm'
     write_checkpoint(

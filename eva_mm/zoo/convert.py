@@ -26,17 +26,37 @@ from eva_mm.resize import (
     resize_rel_pos,
     square_side,
 )
+from eva_mm.vit import SIZES
 
-from .keys import KINDS, TABLES, class_rows, detect_kind, missing_names, unknown_names
+from .keys import (
+    PARTS,
+    PRETRAINING_PARTS,
+    TABLES,
+    KeyTable,
+    class_rows,
+    detect_kind,
+    missing_names,
+    stack_depths,
+    unknown_names,
+)
+from .timm_names import from_timm, to_timm
 
 Weights = dict[str, Tensor]
 Grid = tuple[int, int]
 
 PUBLISHED_IMAGE_SIZE = 224  # of every published video model (EVA-01/video/configs)
+PUBLISHED_DEPTHS = {SIZES[size].embed_dim: SIZES[size].depth for size in ('giant', 'large')}
+STYLES = ('mm', 'official', 'timm')
+"""Names that :func:`convert` gives."""
 
-# What masked pretraining has beside the encoder; a video model takes no final norm either
-# (EVA-01/video/models/clip_mae.py).
-_PRETRAINING_PARTS = ('mask_token', 'lm_head.', 'decoder_')
+_WRAPPED = KeyTable(('', 'backbone.'))  # an encoder inside a model of another framework
+# Stacks besides the encoder's blocks, in words.
+_STACKS = {
+    'decoder_blocks.': 'decoder blocks',
+    'text.transformer.resblocks.': 'text blocks',
+    'decode_head.pixel_decoder.encoder.layers.': 'encoder layers',
+    'decode_head.transformer_decoder.layers.': 'decoder layers',
+}
 _SHOWN = 12  # lines per list
 
 
@@ -52,6 +72,8 @@ class Changes:
         drop_pretraining_parts: leave out mask token, ``lm_head`` and MAE decoder.
         drop: further names to leave out, patterns of :mod:`fnmatch` on published names.
         allow_unknown: carry names on that no model of the kind has.
+        allow_partial: go on where names are missing, or the depth is not the one published for
+            the width.
         img_size: (height, width) in pixels to resize position embeddings to; in detectors, the
             relative tables of global blocks, since their position embedding stays at its
             pretraining size.
@@ -72,6 +94,7 @@ class Changes:
     drop_pretraining_parts: bool = False
     drop: Sequence[str] = ()
     allow_unknown: bool = False
+    allow_partial: bool = False
     img_size: Grid | None = None
     grid: Grid | None = None
     patch_size: int | None = None
@@ -90,6 +113,10 @@ class Changes:
         require(
             not (self.drop_head and self.head_rows is not None),
             'give --drop-head or --head-rows, not both',
+        )
+        require(
+            not (self.drop_head and self.num_classes is not None),
+            'give --drop-head or --num-classes, not both',
         )
         resized = self.img_size or self.grid
         require(
@@ -113,21 +140,29 @@ class Report:
     """What a conversion did.
 
     Attributes:
-        kind: of the result, a key of :data:`eva_mm.zoo.keys.KINDS`.
+        kind: of the result, a key of :data:`eva_mm.zoo.keys.PARTS`.
+        model: its depths, width and patch size, in words.
         renamed: old name -> new name.
         resized: name -> old shape, new shape, how.
         dropped: name -> shape.
+        folded: name -> shape, of what went into tensors of other names, which the notes tell.
         cast: name -> old dtype, new dtype.
         kept: tensors whose name and values are unchanged.
+        classes: of the head, in the source and in the result; None without a head.
+        head_rows: rows of the source's head that stayed, where they were chosen.
         notes: what else to know, a line each.
     """
 
     kind: str
+    model: str = ''
     renamed: dict[str, str] = field(default_factory=dict)
     resized: dict[str, tuple[tuple, tuple, str]] = field(default_factory=dict)
     dropped: dict[str, tuple] = field(default_factory=dict)
+    folded: dict[str, tuple] = field(default_factory=dict)
     cast: dict[str, tuple[torch.dtype, torch.dtype]] = field(default_factory=dict)
     kept: int = 0
+    classes: tuple[int, int] | None = None
+    head_rows: list[int] | None = None
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -139,13 +174,16 @@ class Report:
             'renamed': (self.renamed, _count(_renaming(*pair) for pair in self.renamed.items())),
             'resized': (self.resized, _fold(resized)),
             'dropped': (self.dropped, _fold({k: shape_text(v) for k, v in self.dropped.items()})),
+            'folded': (self.folded, _fold({k: shape_text(v) for k, v in self.folded.items()})),
             'cast': (
                 self.cast,
                 _count(f'{_dtype(a)} -> {_dtype(b)}' for a, b in self.cast.values()),
             ),
         }
-        lines = [f'kind: {self.kind}']
+        lines = [f'kind: {self.kind}', f'model: {self.model}']
         for title, (tensors, rows) in parts.items():
+            if title == 'folded' and not tensors:
+                continue
             lines.append(f'{title}: {len(tensors) or "none"}')
             lines += [f'  {row}' for row in rows]
         lines.append(f'kept as they are: {self.kept or "none"}')
@@ -160,7 +198,7 @@ def convert(
     Args:
         state_dict: published names, names here, or those of timm and open_clip.
         to: names of the result: 'mm' (names here), 'official' or 'timm'.
-        kind: a key of :data:`eva_mm.zoo.keys.KINDS`; told by the names by default.
+        kind: a key of :data:`eva_mm.zoo.keys.PARTS`; told by the names by default.
         **changes: see :class:`Changes`.
 
     Returns:
@@ -170,10 +208,8 @@ def convert(
         InputError: the names are of no EVA model or of another kind, something is unknown or
             missing, a head is of another size, or a change does not fit the weights.
     """
-    if to not in ('mm', 'official', 'timm'):
-        raise InputError(f"names of {to!r} are unknown, expected 'mm', 'official' or 'timm'")
-    if kind is not None and kind not in KINDS:
-        raise InputError(f'kind {kind!r} is unknown, expected one of {", ".join(KINDS)}')
+    require_one_of('names', to, STYLES)
+    require_one_of('kind', kind, PARTS)
     try:
         return _Conversion(state_dict, kind, Changes(**changes)).run(to)
     except InputError:
@@ -186,8 +222,13 @@ class _Conversion:
     """One run of :func:`convert`: weights under published names, changed step by step."""
 
     def __init__(self, state_dict: Mapping[str, Tensor], kind: str | None, changes: Changes):
-        source = _without_foreign_names(state_dict)
+        source = from_timm(state_dict)
         found = detect_kind(source)
+        wrapped = [name for name in source if name.startswith('backbone.')]
+        wrapped = [] if found in TABLES else wrapped
+        if wrapped:
+            source = _WRAPPED.to_official(source)
+            found = detect_kind(source)
         table = TABLES.get(found)
         names = {name: name for name in source}
         # Twice: names of both sides may come in, and only `to_mm` leaves its own alone.
@@ -197,6 +238,8 @@ class _Conversion:
         self.weights: Weights = {name: source[old].detach() for name, old in names.items()}
         self.found, self.kind, self.changes = found, kind or found, changes
         self.report = Report(self.kind)
+        if wrapped:
+            self.report.notes.append(f'`backbone.` was taken off {len(wrapped)} names')
 
     def run(self, to: str) -> tuple[Weights, Report]:
         self._drop()
@@ -205,6 +248,7 @@ class _Conversion:
         self._resize()
         self._select_classes()
         self._cast()
+        self.report.model = self._model_text()
         return self._rename(to), self.report
 
     # ---------------------------------------------------------------------------- what stays
@@ -221,7 +265,8 @@ class _Conversion:
                 raise InputError(f'--drop {pattern} matches none of the names, such as {names[0]}')
             self._remove(name for name in matched if name in self.weights)
         if changes.drop_pretraining_parts:
-            parts = _PRETRAINING_PARTS
+            parts = PRETRAINING_PARTS
+            # A video model takes no final norm either (EVA-01/video/models/clip_mae.py).
             if changes.frames and self.found in ('mim', 'mae'):
                 parts += ('norm.',)
             parts = [name for name in self.weights if name.startswith(parts)]
@@ -241,9 +286,9 @@ class _Conversion:
         self._remove(head)
 
     def _require_complete(self) -> None:
-        """Refuse what the kind does not have, and blocks of which a part is lost."""
+        """Refuse what the kind does not have, and weights of which a part is lost."""
         unknown = unknown_names(self.weights, self.kind)
-        if len(unknown) == len(self.weights):
+        if len(unknown) == len(self.weights) and self.found != self.kind:
             raise InputError(
                 f'the weights are of a {self.found} (names such as {unknown[0]}), not of a '
                 f'{self.kind}'
@@ -252,21 +297,47 @@ class _Conversion:
             raise InputError(self._unknown_text(unknown))
         if unknown:
             self.report.notes.append(f'{len(unknown)} unknown names go on as they are')
-        missing = missing_names(self.weights)
-        missing += [
-            part
-            for part in ('patch_embed.proj.weight', 'pos_embed')
-            if not any(name.endswith(part) for name in (*self.weights, *self.report.dropped))
-        ]
+        missing, absent = missing_names(self.weights, self.kind, self.report.dropped)
+        if absent:
+            self.report.notes.append(f'the file is without {", ".join(absent)}')
         if missing:
-            raise InputError(
-                f'{len(missing)} parts that the model needs are missing:\n'
-                + listing(dict.fromkeys(missing, ''))
+            text = f'{len(missing)} parts that the model needs are missing:\n'
+            self._refuse_partial(text + listing(dict.fromkeys(missing, '')))
+        self._require_published_depth()
+
+    def _refuse_partial(self, text: str) -> None:
+        if not self.changes.allow_partial:
+            raise InputError(f'{text}\n--allow-partial goes on nevertheless')
+        self.report.notes.append(text)
+
+    def _require_published_depth(self) -> None:
+        """Refuse a file that lost its last blocks, which no other name tells."""
+        prefix, kernel = self._patch_kernel() or ('', torch.empty(0))
+        depth = stack_depths((*self.weights, *self.report.dropped)).get(f'{prefix}blocks.', 0)
+        published = PUBLISHED_DEPTHS.get(len(kernel), depth)
+        if depth != published:
+            self._refuse_partial(
+                f'{depth} blocks of width {len(kernel)}, where the published model has {published}'
             )
+
+    def _patch_kernel(self) -> tuple[str, Tensor] | None:
+        """What stands before the transformer's own names, and its patch kernel."""
+        name = next((n for n in self.weights if n.endswith('patch_embed.proj.weight')), None)
+        return name and (name.removesuffix('patch_embed.proj.weight'), self.weights[name])
+
+    def _model_text(self) -> str:
+        """'40 blocks, width 1408, 16 px patches'."""
+        prefix, kernel = self._patch_kernel() or ('', None)
+        depths = stack_depths(self.weights)
+        texts = [f'{depths.get(prefix + "blocks.", 0)} blocks']
+        if kernel is not None:
+            texts += [f'width {len(kernel)}', f'{kernel.shape[-1]} px patches']
+        texts += [f'{depths[stack]} {words}' for stack, words in _STACKS.items() if stack in depths]
+        return ', '.join(texts)
 
     def _unknown_text(self, unknown: Sequence[str]) -> str:
         remedy = '--drop PATTERN leaves them out, --allow-unknown carries them on'
-        if any(name.startswith((*_PRETRAINING_PARTS, 'norm.')) for name in unknown):
+        if any(name.startswith((*PRETRAINING_PARTS, 'norm.')) for name in unknown):
             remedy = '--drop-pretraining-parts leaves those of pretraining out; ' + remedy
         if self.kind == 'video' and any(name.startswith('head.') for name in unknown):
             remedy = '--drop-head leaves the head out; ' + remedy
@@ -280,11 +351,10 @@ class _Conversion:
 
     @property
     def _prefix(self) -> str:
-        """What stands before the transformer's own names."""
-        name = next((n for n in self.weights if n.endswith('patch_embed.proj.weight')), None)
-        if name is None:
+        found = self._patch_kernel()
+        if found is None:
             raise InputError('patch_embed.proj.weight is missing: there is nothing to resize')
-        return name.removesuffix('patch_embed.proj.weight')
+        return found[0]
 
     def _replace(self, name: str, tensor: Tensor, how: str) -> None:
         old = self.weights[name]
@@ -469,26 +539,36 @@ class _Conversion:
         shapes = {name: shape_text(self.weights[name].shape) for name in rows}
         if len(set(counts.values())) > 1:
             raise InputError(f'parts of the head differ in their classes:\n{listing(shapes)}')
+        if not rows:
+            self._refuse_options_of_heads()
+            return
+        before = next(iter(counts.values()))
+        self.report.classes = (before, before)
         if self.changes.head_rows is not None:
-            if not rows:
-                raise InputError(
-                    f'--head-rows: no head of classes is in this {self.kind} checkpoint'
-                )
-            index = _row_index(self.changes.head_rows, next(iter(counts.values())), shapes)
+            index = _row_index(self.changes.head_rows, before, shapes)
             for name, extra in rows.items():
                 self._select_rows(name, index, extra)
-            counts = dict.fromkeys(rows, len(index))
-            shapes = {name: shape_text(self.weights[name].shape) for name in rows}
-        self._require_classes(counts, shapes)
+            self.report.classes, self.report.head_rows = (before, len(index)), index.tolist()
+        self._require_classes(rows)
 
-    def _require_classes(self, counts: Mapping[str, int], shapes: Mapping[str, str]) -> None:
-        wanted = self.changes.num_classes
-        found = next(iter(counts.values()), wanted)
-        if wanted is not None and found != wanted:
+    def _require_classes(self, rows: Iterable[str]) -> None:
+        found, wanted = self.report.classes[1], self.changes.num_classes
+        if wanted not in (None, found):
+            shapes = {name: shape_text(self.weights[name].shape) for name in rows}
             raise InputError(
                 f'the head is of {found} classes, not of {wanted}:\n{listing(shapes)}\n'
                 '--drop-head leaves it out, --head-rows FILE selects rows'
             )
+
+    def _refuse_options_of_heads(self) -> None:
+        given = {'--head-rows': self.changes.head_rows, '--num-classes': self.changes.num_classes}
+        for option, value in given.items():
+            if value is None:
+                continue
+            text = f'{option}: no head of classes is in this {self.kind} checkpoint'
+            if self.kind == 'clip_vision' and 'head.weight' in self.weights:
+                text += '; --kind classifier takes its head as one of classes, not as a projection'
+            raise InputError(text)
 
     def _select_rows(self, name: str, index: Tensor, extra: int) -> None:
         tensor = self.weights[name]
@@ -506,12 +586,7 @@ class _Conversion:
         for name, tensor in self.weights.items():
             if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
                 continue
-            cast = tensor.to(dtype)
-            if not torch.equal(cast.isfinite(), tensor.isfinite()):
-                raise InputError(
-                    f'{name} holds {tensor.abs().max().item():.3g}, beyond the range of '
-                    f'{_dtype(dtype)}'
-                )
+            cast = cast_tensor(name, tensor, dtype)
             before = self.report.cast.get(name, (tensor.dtype,))[0]
             self.report.cast[name] = (before, dtype)
             self.weights[name] = cast
@@ -539,26 +614,49 @@ class _Conversion:
         return names
 
     def _to_timm(self) -> dict[str, str]:
-        from .timm_names import to_timm
-
+        beside = [name for name in self.weights if name.startswith(PRETRAINING_PARTS)]
+        if beside and self.kind in ('mim', 'mae'):
+            shapes = {name: shape_text(self.weights[name].shape) for name in beside}
+            raise InputError(
+                f'timm has no place for {len(beside)} parts of pretraining:\n{listing(shapes)}\n'
+                '--drop-pretraining-parts leaves them out'
+            )
         self.result = to_timm(self.weights, self.kind)
         new_names = {id(tensor): name for name, tensor in self.result.items()}
         names = {k: new_names[id(v)] for k, v in self.weights.items() if id(v) in new_names}
-        computed = [name for name in self.result if name not in names.values()]
-        if computed:
-            self.report.notes.append(f'computed of what was dropped: {", ".join(computed)}')
-        lost = [name for name in self.weights if name not in names]
-        self.report.dropped.update({name: tuple(self.weights[name].shape) for name in lost})
+        folded = {k: tuple(v.shape) for k, v in self.weights.items() if k not in names}
+        if folded:
+            self.report.folded = folded
+            computed = [name for name in self.result if name not in names.values()]
+            self.report.notes.append(
+                f'{", ".join(computed)} hold the normalisation and the layer of the linear probe '
+                'as one: equal in evaluation, and no conversion takes them apart again'
+            )
         return names
 
 
-def _without_foreign_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of timm and open_clip, where they differ, become the published ones."""
-    if not any(name.startswith(('visual.trunk.', 'trunk.')) for name in state_dict):
-        return dict(state_dict)
-    from .timm_names import from_timm
+def require_one_of(option: str, value: str | None, known: Iterable[str]) -> None:
+    """Refuse a value of an option that is none of the known ones; None is fine.
 
-    return from_timm(state_dict)
+    Raises:
+        InputError: it is another.
+    """
+    if value is not None and value not in known:
+        raise InputError(f'--{option} {value}: expected one of {", ".join(known)}')
+
+
+def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another precision.
+
+    Raises:
+        InputError: a finite value is beyond the range of ``dtype``; the name is told.
+    """
+    cast = tensor.to(dtype)
+    finite = tensor.isfinite()
+    if not torch.equal(cast.isfinite(), finite):
+        largest = tensor[finite].abs().max().item()
+        raise InputError(f'{name} holds {largest:.3g}, beyond the range of {_dtype(dtype)}')
+    return cast
 
 
 def _divide(value: int, by: int, what: str, into: str) -> int:
@@ -619,10 +717,17 @@ def _fold(texts: Mapping[str, str]) -> list[str]:
     for name, text in texts.items():
         groups.setdefault((_template(name), text), []).append(name)
     rows = []
-    for (template, text), names in groups.items():
-        row = names[0] if len(names) == 1 else template
+    for (_, text), names in groups.items():
+        row = _shared(names)
         rows += _count([f'{row}: {text}' if text else row] * len(names))
     return rows
+
+
+def _shared(names: Sequence[str]) -> str:
+    """'a.1.b.0', 'a.1.b.1' -> 'a.1.b.#', for names that differ in numbers alone."""
+    columns = zip(*(re.findall(r'\d+', name) for name in names))
+    numbers = iter([column[0] if len(set(column)) == 1 else '#' for column in columns])
+    return re.sub(r'\d+', lambda match: next(numbers), names[0])
 
 
 def listing(texts: Mapping[str, str]) -> str:

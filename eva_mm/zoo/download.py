@@ -10,8 +10,11 @@ Addresses, folders, tokens and offline mode are huggingface_hub's own: ``HF_ENDP
   as long as its own process lives. The plain HTTP address of a file is used for that, which
   continues at any byte, also for files in the hub's Xet storage.
 
-A verified file in the cache is used without asking the hub: published weights do not change, and
-sixty-four processes that start together need no network.
+A verified file in the cache is used without asking the hub, in whichever snapshot it lies:
+published weights do not change, and sixty-four processes that start together need no network.
+
+Processes wait for each other by locks, which do nothing on some shared file systems. There they
+may download twice, but each into a file of its own, and files get their names by renaming alone.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ import json
 import os
 import re
 import shutil
+import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +55,11 @@ __all__ = [
 # Bytes read at once for a digest: few calls, and little memory.
 CHUNK = 8 * 2**20
 SHA256 = re.compile('[0-9a-f]{64}')
+# Seconds without a change after which a partial file has no process any more. One that receives
+# gives up earlier, and one that verifies reads a published file in less.
+ABANDONED = 120
+# In the repository's folder of the cache, with which it is copied and deleted.
+RECORDS = '.verified'
 BY_HAND = 'download it on another machine, and give the path of the file instead of the name'
 
 
@@ -95,15 +106,19 @@ def cached_file(name: str, download: bool = False) -> Path | None:
     return _cached(find_model(name).file)
 
 
-def fetch(name: str, dest: str | os.PathLike | None = None) -> Path:
+def fetch(name: str, dest: str | os.PathLike | None = None, copies: int = 1) -> Path:
     """Have a published checkpoint on disk, whole and verified.
 
-    Safe for many processes at once: one downloads, the others wait for it.
+    Safe for many processes at once: one downloads, the others say so and wait for it. Without
+    network, a file that is there is verified by its name in the cache, or by the record of an
+    earlier verification; both survive a copy of the folder that loses links and times.
 
     Args:
         name: with or without ``eva://``, see :func:`eva_mm.zoo.table.find_model`.
         dest: a folder to put the file into under its published name; it is made if needed. The
             cache is then not filled, but a copy there is used. Default: the cache.
+        copies: how many files of this size the cache's disk must have room for before a download
+            starts.
 
     Returns:
         Path of the file, in the cache or in ``dest``.
@@ -116,25 +131,26 @@ def fetch(name: str, dest: str | os.PathLike | None = None) -> Path:
     file = find_model(name).file
     with _plain_errors(file):
         if dest is None:
-            return _into_cache(file)
+            return _into_cache(file, copies)
         return _into_folder(file, Path(dest))
 
 
 def content_digest(cached: str | os.PathLike) -> str:
-    """The sha256 of a published file, without reading what was verified before.
+    """The sha256 of a published file that :func:`fetch` has verified, which is not read again.
 
     Args:
-        cached: path in the cache, as :func:`fetch` and :func:`cached_file` give it.
+        cached: path in the cache, as :func:`fetch` gives it.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        DownloadError: the file has changed, or cannot be read.
+        DownloadError: its name does not tell, and it has changed or cannot be read.
     """
     cached = Path(cached)
     with _plain_errors(cached.name):
-        return _verify_cached(cached)
+        named = cached.resolve().name
+        return named if SHA256.fullmatch(named) else _verify_cached(cached)
 
 
 def names_to_fetch(
@@ -204,11 +220,11 @@ def fetch_all(
 
 
 # The cache. Its layout is huggingface_hub's: blobs/ETAG holds the content, snapshots/COMMIT/FILE
-# links to it, refs/main names the commit. `.verified` is ours, and goes with the rest when the
-# repository is deleted from the cache.
+# links to it, refs/main names the commit. `.verified` is ours.
 
 
-def _repository_cache() -> Path:
+def repository_cache() -> Path:
+    """Folder of the authors' repository in the hub's cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -216,26 +232,43 @@ def _repository_cache() -> Path:
     return Path(constants.HF_HUB_CACHE) / folder
 
 
-def _locks() -> Path:
-    cache = _repository_cache()
+def _client_locks() -> Path:
+    cache = repository_cache()
     return cache.parent / '.locks' / cache.name
 
 
+def _own_folders(part: str) -> list[Path]:
+    """Where records and locks go when the cache is another's, which we may only read."""
+    users = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    temporary = Path(tempfile.gettempdir(), f'eva_mm-{getattr(os, "getuid", int)()}')
+    return [users / 'eva_mm' / part, temporary / part]
+
+
+def _locks() -> Path:
+    folders = [_client_locks(), *_own_folders('locks')]
+    return next(filter(writable, folders), folders[0])
+
+
 def _cached(file: str) -> Path | None:
+    """A file in the cache: of the newest commit, else of an older one, verified ones first."""
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(REPOSITORY, file)
-    return Path(cached) if isinstance(cached, str) else None
+    newest = try_to_load_from_cache(REPOSITORY, file)
+    if isinstance(newest, str):
+        return Path(newest)
+    found = [path for path in repository_cache().glob(f'snapshots/*/{file}') if path.is_file()]
+    return max(found, key=lambda p: (bool(_remembered(p)), p.lstat().st_mtime_ns), default=None)
 
 
-def _into_cache(file: str) -> Path:
+def _into_cache(file: str, copies: int) -> Path:
     cached = _cached(file)
     if cached is not None and _remembered(cached):
         return cached
-    with _lock(_locks() / f'{file}.verify.lock'):
+    doing = 'downloads' if cached is None else 'verifies'
+    with lock(_locks() / f'{file}.verify.lock', f'{doing} {file}'):
         cached = _cached(file)
         if cached is None:
-            return _download_to_cache(file)
+            return _download_to_cache(file, copies)
         _verify_cached(cached)
         return cached
 
@@ -246,15 +279,11 @@ def _verify_cached(cached: Path) -> str:
     if known is not None:
         return known
     content = cached.resolve()
-    # Without symbolic links the content lies in the snapshot itself, and its name tells nothing.
-    if SHA256.fullmatch(content.name):
-        expected = Expected(cached.name, content.name)
-    else:
-        expected = _ask_hub(cached.name)
+    expected = _expected_of(cached, content.name)
     try:
         _verify(content, expected)
     except DownloadError:
-        for path in (_marker(cached), cached):
+        for path in (*_markers(cached), cached):
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
@@ -262,20 +291,46 @@ def _verify_cached(cached: Path) -> str:
     return expected.sha256
 
 
-def _download_to_cache(file: str) -> Path:
+def _expected_of(cached: Path, content_name: str) -> Expected:
+    """What a cached file should be: by the name of its content, a record, or the hub."""
+    if SHA256.fullmatch(content_name):
+        return Expected(cached.name, content_name)
+    # Without symbolic links the content lies in the snapshot itself, and its name tells nothing.
+    for record in filter(None, map(read_record, _markers(cached))):
+        return Expected(cached.name, record['sha256'], record['size'])
+    with _needed_to_verify(cached):
+        return _ask_hub(cached.name)
+
+
+@contextlib.contextmanager
+def _needed_to_verify(path: Path) -> Iterator[None]:
+    """Tell that a file is there, where the hub cannot be asked whether it is the right one."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except Exception as error:
+        offline = isinstance(error, OfflineModeIsEnabled) or _of_network(error)
+        if not offline or isinstance(error, HfHubHTTPError):
+            raise
+        raise DownloadError(
+            f'{path} cannot be verified offline: nothing here tells its sha256. When copying a '
+            f'cache, take the hidden {RECORDS} with it; or give the path of the file '
+            'instead of the name, which is used as it is'
+        ) from error
+
+
+def _download_to_cache(file: str, copies: int) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import WeakFileLock
 
     expected = _ask_hub(file)
-    blob = _repository_cache() / 'blobs' / expected.etag
+    blob = repository_cache() / 'blobs' / expected.etag
     # The client's own lock: it may be downloading the same file for another program.
-    lock = _locks() / f'{expected.etag}.lock'
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    with lock(_client_locks() / f'{expected.etag}.lock', f'downloads {file}'):
         if blob.exists():
             _verify(blob, expected)
         else:
-            _complete(blob.with_name(f'{expected.etag}.incomplete'), blob, expected)
+            _complete(_stable_in_cache(expected), blob, expected, _verify, copies=copies)
     # The content is there: the client only links it.
     cached = Path(hf_hub_download(REPOSITORY, file))
     if not cached.samefile(blob):
@@ -284,31 +339,68 @@ def _download_to_cache(file: str) -> Path:
     return cached
 
 
-def _marker(cached: Path) -> Path:
-    return _repository_cache() / '.verified' / cached.parent.name / f'{cached.name}.json'
+def _stable_in_cache(expected: Expected) -> Path:
+    return repository_cache() / 'blobs' / f'{expected.etag}.incomplete'
 
 
-def _remembered(cached: Path) -> str | None:
-    """The sha256 of a cached file that was verified, and has not changed since."""
+# Records of files that were verified.
+
+
+def _record_folders() -> list[Path]:
+    return [repository_cache() / RECORDS, *_own_folders('verified')]
+
+
+def _markers(cached: Path) -> list[Path]:
+    """Where the record of a cached file may be; by commit, so that a copied cache keeps it."""
+    return [f / cached.parent.name / f'{cached.name}.json' for f in _record_folders()]
+
+
+def read_record(marker: Path) -> dict | None:
+    """What :func:`write_record` wrote; None where there is nothing of the kind."""
     try:
-        record = json.loads(_marker(cached).read_text())
-        stat = cached.stat()
-        unchanged = record['size'] == stat.st_size and record['mtime_ns'] == stat.st_mtime_ns
-        return record['sha256'] if unchanged else None
+        record = json.loads(marker.read_text())
+        whole = SHA256.fullmatch(record['sha256']) and record['size'] >= 0 <= record['mtime_ns']
+        return record if whole else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def _remember(cached: Path, sha256: str) -> None:
-    stat = cached.stat()
+def write_record(marker: Path, path: Path, sha256: str) -> None:
+    """Record that a file was found to have this content.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    stat = path.stat()
     record = dict(sha256=sha256, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-    marker = _marker(cached)
-    temporary = marker.with_name(f'{marker.name}.{os.getpid()}.tmp')
-    # A cache that only others may write is fine: the file is read once more at the next start.
-    with contextlib.suppress(OSError):
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, marker)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    temporary = marker.with_name(f'{marker.name}.{uuid.uuid4().hex}.tmp')
+    temporary.write_text(json.dumps(record))
+    os.replace(temporary, marker)
+
+
+def unchanged(path: Path, record: dict | None) -> bool:
+    """Whether a file is there and has the size and the time of change that were recorded."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    found = (stat.st_size, stat.st_mtime_ns)
+    return record is not None and found == (record['size'], record['mtime_ns'])
+
+
+def _remembered(cached: Path) -> str | None:
+    """The sha256 of a cached file that was verified, and has not changed since."""
+    records = map(read_record, _markers(cached))
+    return next((record['sha256'] for record in records if unchanged(cached, record)), None)
+
+
+def _remember(cached: Path, sha256: str) -> None:
+    for marker in _markers(cached):
+        # If nothing can be written, the file is read once more at the next start.
+        with contextlib.suppress(OSError):
+            write_record(marker, cached, sha256)
+            return
 
 
 # A folder of the user's.
@@ -318,32 +410,49 @@ def _into_folder(file: str, folder: Path) -> Path:
     """Put a file into a folder.
 
     From the cache it is copied, not linked: a program that writes into the file must not change
-    the cache.
+    the cache. Its record and its lock lie hidden beside it.
     """
     if folder.exists() and not folder.is_dir():
         raise DownloadError(f'--dest: {folder} is a file, expected a folder')
-    target = folder / file
+    target, marker = folder / file, folder / f'.{file}.json'
+    if _as_recorded(target, marker):
+        return target
     cached = _cached(file)
     if cached is not None:
         expected = Expected(file, _verify_cached(cached), cached.stat().st_size)
     else:
-        expected = _ask_hub(file)
-    partial = _partial_in(folder, expected)
-    lock = folder / f'.{file}.lock'
-    with _lock(lock):
-        try:
-            if target.exists():
-                _require_same(target, expected)
-            else:
-                _complete(partial, target, expected, source=cached)
-        finally:
-            # Whoever waits for it makes it anew, and finds what there is now.
-            with contextlib.suppress(OSError):
-                lock.unlink()
+        with _needed_to_verify(target) if target.exists() else contextlib.nullcontext():
+            expected = _ask_hub(file)
+    stable = _stable_in(folder, expected)
+    with lock(folder / f'.{file}.lock', f'puts {file} into {folder}'):
+        if target.exists():
+            _require_same(target, expected)
+        else:
+            _complete(stable, target, expected, _require_same, source=cached)
+    with contextlib.suppress(OSError):
+        write_record(marker, target, expected.sha256)
     return target
 
 
-def _partial_in(folder: Path, expected: Expected) -> Path:
+def _as_recorded(target: Path, marker: Path) -> bool:
+    """Whether a file in a folder is a published one, as far as can be told without the hub."""
+    own = read_record(marker)
+    if unchanged(target, own):
+        return True
+    others = [m for folder in _record_folders() for m in folder.glob(f'*/{target.name}.json')]
+    records = [record for record in (own, *map(read_record, others)) if record]
+    size = _size_of(target)
+    if size not in [record['size'] for record in records]:
+        return False
+    sha256 = sha256_of(target, target.name)
+    if sha256 not in [record['sha256'] for record in records]:
+        return False
+    with contextlib.suppress(OSError):
+        write_record(marker, target, sha256)
+    return True
+
+
+def _stable_in(folder: Path, expected: Expected) -> Path:
     # Hidden, and of this version: a start of another one must not be continued.
     return folder / f'.{expected.file}.{expected.sha256[:8]}.incomplete'
 
@@ -353,7 +462,7 @@ def _require_same(target: Path, expected: Expected) -> None:
     size = target.stat().st_size
     if size != expected.size:
         found = f'has {size} bytes instead of {expected.size}'
-    elif (sha256 := _sha256_of(target, expected.file)) != expected.sha256:
+    elif (sha256 := sha256_of(target, expected.file)) != expected.sha256:
         found = f'has sha256 {sha256} instead of {expected.sha256}'
     else:
         return
@@ -389,28 +498,96 @@ def _ask_hub(file: str) -> Expected:
     return Expected(file, sha256, size, etag, url)
 
 
-def _complete(partial: Path, target: Path, expected: Expected, source: Path | None = None) -> None:
-    """Fill a file up under a temporary name, verify it, give it its name.
+def _complete(
+    stable: Path,
+    target: Path,
+    expected: Expected,
+    check: Callable[[Path, Expected], None],
+    source: Path | None = None,
+    copies: int = 1,
+) -> None:
+    """Fill a file up under a name of this process alone, verify it, give it its name.
 
     Args:
-        partial: holds what an earlier attempt received, if there was one.
+        stable: name of what an interrupted attempt leaves for a later process.
         target: final name, in the same file system.
         expected: what the file should be, ``size`` included.
+        check: raises when ``target``, which another process made meanwhile, is not that.
         source: a copy to take instead of downloading.
+        copies: see :func:`fetch`.
     """
-    done = _size_of(partial)
-    if done > expected.size:
-        partial.unlink()
-        done = 0
-    folder = target.parent
-    _require_space(expected.size - done, folder, expected.file)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    if source is not None:
-        shutil.copyfile(source, partial)
-    elif done < expected.size:
-        _receive(partial, expected)
-    _verify(partial, expected)
-    os.replace(partial, target)
+    stable.parent.mkdir(parents=True, exist_ok=True)
+    own = _adopt(stable)
+    try:
+        if (done := _size_of(own)) > expected.size:
+            own.unlink()
+            done = 0
+        what = expected.file if copies == 1 else f'{expected.file} and its converted copy'
+        _require_space(expected.size * copies - done, target.parent, what)
+        if source is not None:
+            shutil.copyfile(source, own)
+        elif done < expected.size:
+            _receive(own, expected)
+        _verify(own, expected)
+        _name(own, target, expected, check)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.replace(own, stable)
+        raise
+    for left in _abandoned(stable):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def _name(own: Path, target: Path, expected: Expected, check: Callable) -> None:
+    """Give a verified file its name, or take the one that another process made meanwhile."""
+    if not target.exists():
+        try:
+            publish(own, target)
+            return
+        except FileNotFoundError:  # another process had reason to think that this one is dead
+            if not target.exists():
+                raise
+    check(target, expected)
+    own.unlink(missing_ok=True)
+
+
+def _abandoned(stable: Path) -> list[Path]:
+    """What earlier processes left of a download, the longest first."""
+    found = []
+    for path in (stable, *stable.parent.glob(f'{stable.stem}.eva_mm-*.incomplete')):
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            if path == stable or time.time() - stat.st_mtime > ABANDONED:
+                found.append((stat.st_size, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _adopt(stable: Path) -> Path:
+    """A partial file that is this process's alone: what others left, if they did, else none yet."""
+    own = stable.with_name(f'{stable.stem}.eva_mm-{uuid.uuid4().hex}.incomplete')
+    for left in _abandoned(stable):
+        with contextlib.suppress(OSError):
+            os.rename(left, own)
+            os.utime(own)  # not abandoned any more
+            break
+    return own
+
+
+def publish(own: Path, target: Path) -> None:
+    """Rename a file once its content is on the disk, so that a crash leaves no empty one."""
+    _sync(own)
+    os.replace(own, target)
+    with contextlib.suppress(OSError):  # not every system can do this for a folder
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _receive(partial: Path, expected: Expected) -> None:
@@ -456,7 +633,7 @@ def _verify(path: Path, expected: Expected) -> None:
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         found = f'it has {size} bytes, but the hub names {expected.size}'
-    elif (sha256 := _sha256_of(path, expected.file)) != expected.sha256:
+    elif (sha256 := sha256_of(path, expected.file)) != expected.sha256:
         found = f'its sha256 is {sha256}, but the hub names {expected.sha256}'
     else:
         return
@@ -472,7 +649,8 @@ def _verify(path: Path, expected: Expected) -> None:
     )
 
 
-def _sha256_of(path: Path, file: str) -> str:
+def sha256_of(path: Path, file: str) -> str:
+    """The sha256 of a file, with a bar under the name ``file`` on terminals."""
     from huggingface_hub.utils import tqdm
 
     digest = hashlib.sha256()
@@ -502,15 +680,16 @@ def _missing_bytes(file: str, dest: str | os.PathLike | None) -> int:
             return cached.stat().st_size
         expected = _ask_hub(file)
         if dest is not None:
-            return expected.size - _size_of(_partial_in(Path(dest), expected))
-        blob = _repository_cache() / 'blobs' / expected.etag
-        if blob.exists():
-            return 0
-        return expected.size - _size_of(blob.with_name(f'{blob.name}.incomplete'))
+            stable = _stable_in(Path(dest), expected)
+        else:
+            stable = _stable_in_cache(expected)
+            if stable.with_suffix('').exists():
+                return 0
+        return expected.size - max(map(_size_of, _abandoned(stable)), default=0)
 
 
 def _folder_of(dest: str | os.PathLike | None) -> Path:
-    return _repository_cache() if dest is None else Path(dest)
+    return repository_cache() if dest is None else Path(dest)
 
 
 def _require_space(needed: int, folder: Path, what: str) -> None:
@@ -522,7 +701,7 @@ def _require_space(needed: int, folder: Path, what: str) -> None:
         raise DownloadError(
             f'{what}: {_readable(needed)} are needed in {folder}, but its disk has only '
             f'{_readable(free)} left; free {_readable(needed - free)}, or choose another folder: '
-            '--dest DIR, or HF_HOME for the cache'
+            '--dest DIR, or HF_HUB_CACHE for the cache'
         )
 
 
@@ -534,18 +713,42 @@ def _readable(size: int) -> str:
     return f'{size / 1e9:.2f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'
 
 
+def writable(folder: Path) -> bool:
+    """Whether a folder takes files; it is made if needed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait for the other processes; not where nothing can be written, and so nothing clashes."""
+def lock(path: Path, doing: str) -> Iterator[None]:
+    """Wait for the other processes; not where nothing can be written, and so nothing clashes.
+
+    Args:
+        path: of the lock, whose file stays: others may be waiting for it.
+        doing: what the other process does, for a line to whoever watches this one wait.
+    """
+    from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
+    if not writable(path.parent):
         yield
         return
-    with WeakFileLock(path):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(path, timeout=1))
+        except Timeout:
+            _tell(f'waiting for another process that {doing}')
+            held.enter_context(WeakFileLock(path))
+        except OSError:  # a lock of another user's, say; files stay whole without it
+            pass
         yield
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _endpoint() -> str:
@@ -569,7 +772,7 @@ def _plain_errors(file: str) -> Iterator[None]:
         raise
     except OfflineModeIsEnabled as error:
         raise DownloadError(
-            f'{file} is not in {_repository_cache()}, and HF_HUB_OFFLINE forbids to download it; '
+            f'{file} is not in {repository_cache()}, and HF_HUB_OFFLINE forbids to download it; '
             f'unset it, or {BY_HAND}'
         ) from error
     except HfHubHTTPError as error:
@@ -596,7 +799,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _system_message(error: OSError) -> str:
-    where = error.filename or _repository_cache()
+    where = error.filename or repository_cache()
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return (
+            f'{where} cannot be written or read ({error.strerror}); choose another folder: '
+            '--dest DIR, or HF_HUB_CACHE for the cache'
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f'the disk became full, or its quota ({where}); what has arrived is kept'
     return f'{error.strerror} ({where})' if error.strerror else _first_line(error)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from eva_mm.errors import InputError, MissingFileError
 
-from .convert import Grid, Report, Weights, convert, listing, shape_text
-from .keys import TABLES, class_rows
+from .convert import STYLES, Grid, Report, Weights, convert, require_one_of
+from .download import publish
+from .keys import PARTS
 from .reading import INNER_KEYS, read_checkpoint
 
-FORMATS = ('mm', 'official', 'timm', 'safetensors')
+FORMATS = (*STYLES, 'safetensors')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
@@ -54,7 +56,9 @@ def convert_file(
         names: of a safetensors file: 'mm', 'official' or 'timm'.
         ema: take the moving average of the weights (``model_ema``).
         head_rows: file of :func:`load_head_rows`.
-        classes: text file with a class name per line.
+        classes: text file with a class name per line, those of the result. By default the
+            source's names stay, in the order of the rows that ``head_rows`` keeps, and go with
+            the head that ``drop_head`` leaves out.
         dataset: dotted name of a class with ``METAINFO``, e.g.
             ``'mmdet.datasets.LVISV1Dataset'``.
         dtype: a key of :data:`DTYPES`; None keeps each.
@@ -67,8 +71,10 @@ def convert_file(
     for option in ('img_size', 'grid'):
         if isinstance(changes.get(option), str):
             changes[option] = _size(changes[option], option)
-    if to not in FORMATS:
-        raise InputError(f'--to {to}: expected one of {", ".join(FORMATS)}')
+    require_one_of('to', to, FORMATS)
+    require_one_of('names', names, STYLES)
+    require_one_of('kind', kind, PARTS)
+    require_one_of('dtype', dtype, DTYPES)
     if classes and dataset:
         raise InputError('give --classes or --dataset, not both')
     require_writable(dst, force, safetensors=to == 'safetensors')
@@ -81,11 +87,15 @@ def convert_file(
         converted, report = convert(
             weights, style, kind, dtype=DTYPES[dtype] if dtype else None, **changes
         )
-        meta = _class_names(classes, dataset) or dataset_meta(checkpoint)
-        _require_names_fit(meta, converted, report)
+        meta = _class_names(classes, dataset)
+        if meta is None:
+            meta = _stored_names(dataset_meta(checkpoint), report, changes.get('drop_head', False))
+        _require_names_fit(meta, report.classes and report.classes[1])
     except InputError as error:
         raise InputError(f'{src}: {error}') from error
     report.notes += [note] if note else []
+    if not meta and report.classes and report.kind in ('detector', 'segmentor'):
+        report.notes.append('no class names: --classes FILE or --dataset CLASS gives them')
     if meta and style in ('official', 'timm') and to != 'safetensors':
         report.notes.append(f'names of {len(meta["classes"])} classes have no place in this format')
     content = pack(converted, to, meta, kind=report.kind, names=style)
@@ -153,6 +163,19 @@ def pick_weights(checkpoint: Mapping[str, Any], ema: bool = False) -> tuple[Weig
     return weights, note
 
 
+def read_weights(path: str | os.PathLike) -> tuple[Weights, dict]:
+    """Weights in a file, still on disk where its format allows, and all that it holds.
+
+    Raises:
+        InputError: the file cannot be read, or holds no weights; it is named.
+    """
+    checkpoint = read_checkpoint(path, map_location='cpu', mmap=True)
+    try:
+        return pick_weights(checkpoint)[0], checkpoint
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
+
+
 def dataset_meta(checkpoint: Mapping[str, Any]) -> dict | None:
     """Class names that a checkpoint carries, under mmengine's names or those of mmcv 1.x."""
     meta = checkpoint.get('meta')
@@ -187,20 +210,30 @@ def _metainfo(dataset: str) -> dict:
         ) from error
 
 
-def _require_names_fit(meta: dict | None, converted: Weights, report: Report) -> None:
+def _stored_names(meta: dict | None, report: Report, drop_head: bool) -> dict | None:
+    """The source's class names, and what else it has one of per class, for the rows kept."""
+    if meta and drop_head:
+        report.notes.append(f'the names of {len(meta["classes"])} classes went with the head')
+        return None
+    if meta is None or report.head_rows is None:
+        return meta
+    count = report.classes[0]
+    _require_names_fit(meta, count)
+    return {
+        key: type(value)(value[i] for i in report.head_rows)
+        if isinstance(value, list | tuple) and len(value) == count
+        else value
+        for key, value in meta.items()
+    }
+
+
+def _require_names_fit(meta: dict | None, count: int | None) -> None:
     """A name for every class of the head."""
-    table = TABLES.get(report.kind)
-    official = table.to_official(table.to_mm(converted)) if table else converted
-    rows = class_rows(official, report.kind)
-    count = next((len(official[name]) - extra for name, extra in rows.items()), None)
     if meta and count is not None and len(meta['classes']) != count:
         raise InputError(
-            f'{len(meta["classes"])} class names for a head of {count} classes:\n'
-            + listing({name: shape_text(official[name].shape) for name in rows})
-            + '\n--classes FILE or --dataset CLASS gives others'
+            f'{len(meta["classes"])} class names for a head of {count} classes; '
+            '--classes FILE or --dataset CLASS gives others'
         )
-    if not meta and report.kind in ('detector', 'segmentor') and rows:
-        report.notes.append('no class names: --classes FILE or --dataset CLASS gives them')
 
 
 def load_head_rows(path: str | os.PathLike) -> Tensor:
@@ -301,13 +334,20 @@ def require_writable(dst: str | os.PathLike, force: bool, safetensors: bool) -> 
         raise InputError(f'{dst}: the name of this file should {wanted}')
 
 
+class WriteError(InputError):
+    """A file cannot be written."""
+
+
 def write_checkpoint(
     content: dict | tuple[Weights, dict[str, str]], dst: str | os.PathLike
 ) -> None:
     """Write what :func:`pack` gave under a temporary name, then rename it.
 
+    Equal content gives equal files.
+
     Raises:
-        InputError: the disk is too small or refuses; nothing is left behind.
+        WriteError: the disk is too small or refuses; nothing is left behind.
+        InputError: safetensors is not installed.
     """
     path = Path(dst)
     weights = content[0] if isinstance(content, tuple) else _tensors(content)
@@ -318,12 +358,13 @@ def write_checkpoint(
     except InputError:
         raise
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        raise InputError(f'{dst} cannot be written: {str(error).splitlines()[0]}') from error
+        raise WriteError(f'{dst} cannot be written: {str(error).splitlines()[0]}') from error
 
 
 def _write(content: dict | tuple[Weights, dict[str, str]], file: Path) -> None:
     if isinstance(content, dict):
-        torch.save(content, file)
+        with open(file, 'wb') as stream:  # given a path, torch writes the name into the file
+            torch.save(content, stream)
         return
     try:
         from safetensors.torch import save_file
@@ -348,10 +389,12 @@ def _apart(weights: Weights) -> Weights:
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    # Process numbers are equal in containers that share a disk.
+    temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
+    temporary.touch(exist_ok=False)
     try:
         write(temporary)
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -371,6 +414,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _require_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise InputError(
+        raise WriteError(
             f'{path} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {path.parent}'
         )

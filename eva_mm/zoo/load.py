@@ -14,7 +14,7 @@ from eva_mm.errors import InputError, MissingFileError
 from eva_mm.vit import EVAVisionTransformer
 
 from .download import cached_file
-from .reading import read_checkpoint, with_state_dict
+from .files import read_weights
 from .table import CORE_KINDS, PublishedModel, find_model
 from .timm_names import LINEAR_PROBE_EPS, OPEN_CLIP_MODEL, encoder, image_tower, to_timm
 
@@ -62,7 +62,8 @@ def load_model(
         checkpoint: a file to load instead of the published one, e.g. a fine-tuned model; ``name``
             tells its architecture then. The number of classes is the file's.
         device: where to put the model.
-        dtype: of the weights; None keeps the file's, which is fp16 for pretraining and CLIP.
+        dtype: of the weights; None takes that of most of the file's, which is fp16 for pretraining
+            and CLIP.
         num_classes: 0 takes the head off, so that the module gives pooled features (B, D);
             another number than the file's puts a fresh head on.
 
@@ -78,7 +79,8 @@ def load_model(
     _require_module(row)
     clip = _open_clip_model(num_classes) if row.kind == 'clip' else None  # before a long download
     path = path or cached_file(row.name, download=True)
-    weights = _weights(path)
+    weights, _ = read_weights(path)
+    dtype = dtype or _usual_dtype(weights)
     if clip is not None:
         module, weights = clip, to_timm(weights, 'clip')
     else:
@@ -133,18 +135,13 @@ def _is_path(name: str) -> bool:
     return os.sep in name or (name.endswith(_SUFFIXES) and os.path.exists(name))
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors in a file, still on disk where its format allows."""
-    checkpoint = with_state_dict(read_checkpoint(path, map_location='cpu', mmap=True))
-    checkpoint = checkpoint.get('state_dict', checkpoint)
-    if checkpoint and all(key.startswith('module.') for key in checkpoint):
-        checkpoint = {key.removeprefix('module.'): v for key, v in checkpoint.items()}
-    for key, value in checkpoint.items():
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f'{path}: {key!r} is a {type(value).__name__}, expected names and tensors'
-            )
-    return dict(checkpoint)
+def _usual_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """Of most floating-point numbers: ``eva_psz14to16.pt`` is fp16 but for its patch kernel."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in weights.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=counts.get, default=torch.float32)
 
 
 # ------------------------------------------------------------------------------ construction
@@ -233,7 +230,7 @@ def _assign(
     module: nn.Module,
     weights: Mapping[str, Tensor],
     device: torch.device | str,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     refusal: str,
 ) -> None:
     """Put the weights into a module of the meta device.

@@ -18,7 +18,7 @@ from torch import Tensor
 from eva_mm.errors import InputError
 from eva_mm.vit import take_image_tower
 
-from .keys import KeyTable
+from .keys import PRETRAINING_PARTS, KeyTable
 
 OPEN_CLIP_MODEL = 'EVA01-g-14'
 """EVA-CLIP in open_clip's list of model configurations."""
@@ -30,9 +30,6 @@ LINEAR_PROBE_EPS = 1e-6
 OPEN_CLIP_KEYS = KeyTable(('visual.trunk.', 'visual.'), ('logit_scale', 'text.logit_scale'))
 
 _SAME_NAMES = ('classifier', 'clip_vision')
-# Beside the encoder: masked pretraining of EVA (EVA-01/eva/modeling_pretrain.py) and of EVA-L
-# (EVA-01/eva/modeling_mae_pretrain.py).
-_PRETRAINING_PARTS = ('mask_token', 'lm_head.', 'decoder_')
 
 
 def is_timm(state_dict: Mapping[str, Tensor]) -> bool:
@@ -57,7 +54,7 @@ def image_tower(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encoder(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what masked pretraining has beside the encoder: mask token, decoder, predictor."""
-    return {k: v for k, v in state_dict.items() if not k.startswith(_PRETRAINING_PARTS)}
+    return {k: v for k, v in state_dict.items() if not k.startswith(PRETRAINING_PARTS)}
 
 
 def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,13 +62,13 @@ def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state_dict: of a timm EVA or EVA-L; of open_clip's EVA-CLIP with both towers; or of its
-            image tower (``visual.trunk.`` or ``trunk.``), which comes back without a prefix.
+            image tower alone (``visual.trunk.`` or ``trunk.``), which comes back without a prefix.
     """
     if not is_timm(state_dict):
         return dict(state_dict)
-    if any(name.startswith('text.') for name in state_dict):
-        return OPEN_CLIP_KEYS.to_mm(state_dict)
-    return image_tower(state_dict)
+    if all(name.startswith(('visual.trunk.', 'trunk.')) for name in state_dict):
+        return image_tower(state_dict)
+    return OPEN_CLIP_KEYS.to_mm(state_dict)
 
 
 def to_timm(state_dict: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

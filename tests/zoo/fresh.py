@@ -6,6 +6,7 @@ import torch
 from mmdet.models.dense_heads import Mask2FormerHead
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from torch import nn
 
 from eva_mm.vit import EVAVisionTransformer
 from eva_mm.zoo.keys import DETECTOR_KEYS, SEGMENTOR_KEYS
@@ -34,6 +35,11 @@ def _with_norm(weights):
     return {**weights, 'norm.weight': torch.randn(DIM), 'norm.bias': torch.randn(DIM)}
 
 
+def _wb(name, *shape):
+    """Weight of a shape, and bias."""
+    return {f'{name}.weight': torch.randn(shape), f'{name}.bias': torch.randn(shape[0])}
+
+
 def _mim():
     return _with_norm(
         {
@@ -53,10 +59,10 @@ def _mae():
             **vit(pooling=None, qkv_bias='full'),
             'mask_token': torch.randn(1, 1, 16),
             'decoder_pos_embed': decoder['pos_embed'],
-            'decoder_embed.weight': torch.randn(16, DIM),
+            **_wb('decoder_embed', 16, DIM),
             **blocks,
-            'decoder_norm.weight': torch.randn(16),
-            'decoder_pred.weight': torch.randn(24, 16),
+            **_wb('decoder_norm', 16),
+            **_wb('decoder_pred', 24, 16),
         }
     )
 
@@ -75,19 +81,25 @@ def _linear():
 
 def _clip():
     tower = {f'visual.{k}': v for k, v in vit(pooling='cls', num_classes=16).items()}
-    block = 'text.transformer.resblocks.0.'
-    return {
-        **tower,
-        'text.positional_embedding': torch.randn(7, 8),
-        'text.text_projection': torch.randn(8, 16),
-        'text.logit_scale': torch.tensor(4.6),
-        'text.token_embedding.weight': torch.randn(11, 8),
-        block + 'ln_1.weight': torch.randn(8),
-        block + 'attn.in_proj_weight': torch.randn(24, 8),
-        block + 'attn.out_proj.bias': torch.randn(8),
-        block + 'mlp.c_fc.weight': torch.randn(32, 8),
-        'text.ln_final.bias': torch.randn(8),
+    text = {
+        'positional_embedding': torch.randn(7, 8),
+        'text_projection': torch.randn(8, 16),
+        'logit_scale': torch.tensor(4.6),
+        'token_embedding.weight': torch.randn(11, 8),
+        **_wb('ln_final', 8),
     }
+    for i in range(2):
+        block = f'transformer.resblocks.{i}.'
+        text |= {
+            block + 'attn.in_proj_weight': torch.randn(24, 8),
+            block + 'attn.in_proj_bias': torch.randn(24),
+            **_wb(block + 'attn.out_proj', 8, 8),
+            **_wb(block + 'ln_1', 8),
+            **_wb(block + 'ln_2', 8),
+            **_wb(block + 'mlp.c_fc', 32, 8),
+            **_wb(block + 'mlp.c_proj', 8, 32),
+        }
+    return {**tower, **{f'text.{k}': v for k, v in text.items()}}
 
 
 def _detector():
@@ -129,24 +141,53 @@ def mask2former_head():
     )
 
 
-def _segmentor():
-    attention = 'backbone.interactions.0.extractor.attn.'
-    adapter = {
-        'backbone.level_embed': torch.randn(3, DIM),
-        'backbone.spm.stem.1.running_mean': torch.randn(8),
-        'backbone.spm.stem.1.num_batches_tracked': torch.tensor(5),
-        'backbone.spm.fc1.weight': torch.randn(DIM, 8, 1, 1),
-        'backbone.interactions.0.injector.gamma': torch.randn(DIM),
-        attention + 'sampling_offsets.bias': torch.randn(12),
-        'backbone.interactions.3.extra_extractors.1.ffn.dwconv.dwconv.weight': torch.randn(
-            8, 1, 3, 3
-        ),
-        'backbone.up.weight': torch.randn(DIM, DIM, 2, 2),
-        'backbone.norm4.running_var': torch.rand(DIM),
+def _batch_norm(name, width):
+    return {f'{name}.{k}': v for k, v in randomised(nn.BatchNorm2d(width).state_dict()).items()}
+
+
+def _deformable(name):
+    return {
+        **_wb(f'{name}.query_norm', DIM),
+        **_wb(f'{name}.feat_norm', DIM),
+        **_wb(f'{name}.attn.sampling_offsets', 12, DIM),
+        **_wb(f'{name}.attn.attention_weights', 6, DIM),
+        **_wb(f'{name}.attn.value_proj', 16, DIM),
+        **_wb(f'{name}.attn.output_proj', DIM, 16),
     }
+
+
+def _extractor(name):
+    return {
+        **_deformable(name),
+        **_wb(f'{name}.ffn_norm', DIM),
+        **_wb(f'{name}.ffn.fc1', 8, DIM),
+        **_wb(f'{name}.ffn.fc2', DIM, 8),
+        **_wb(f'{name}.ffn.dwconv.dwconv', 8, 1, 3, 3),
+    }
+
+
+def _adapter():
+    """What EVA-01/seg/backbone/beit_adapter.py has beside the transformer."""
+    weights = {'level_embed': torch.randn(3, DIM), **_wb('up', DIM, DIM, 2, 2)}
+    for i in range(4):
+        injector = f'interactions.{i}.injector'
+        weights |= {f'{injector}.gamma': torch.randn(DIM), **_deformable(injector)}
+        weights |= _extractor(f'interactions.{i}.extractor')
+        weights |= _batch_norm(f'norm{i + 1}', DIM)
+        weights |= _wb(f'spm.fc{i + 1}', DIM, 8, 1, 1)
+    for i in range(2):
+        weights |= _extractor(f'interactions.3.extra_extractors.{i}')
+    for name in ('stem.0', 'stem.3', 'stem.6', 'conv2.0', 'conv3.0', 'conv4.0'):
+        weights[f'spm.{name}.weight'] = torch.randn(8, 8, 3, 3)
+        following = f'{name[:-1]}{int(name[-1]) + 1}'
+        weights |= _batch_norm(f'spm.{following}', 8)
+    return weights
+
+
+def _segmentor():
     head = {f'decode_head.{k}': v for k, v in mask2former_head().state_dict().items()}
-    backbone = {f'backbone.{k}': v for k, v in vit(pooling=None).items()}
-    return {**backbone, **adapter, **SEGMENTOR_KEYS.to_official(randomised(head))}
+    backbone = {f'backbone.{k}': v for k, v in {**vit(pooling=None), **_adapter()}.items()}
+    return {**backbone, **SEGMENTOR_KEYS.to_official(randomised(head))}
 
 
 def _video():

@@ -67,12 +67,14 @@ class Hub:
         endpoint: for ``HF_ENDPOINT``.
         files: by name, changed by the tests at will.
         requests: all that came, in order.
+        commit: the newest one.
     """
 
     def __init__(self, repository: str, files: dict[str, bytes]):
         self.repository = repository
         self.files = {name: Served(content) for name, content in files.items()}
         self.requests: list[Request] = []
+        self.commit = COMMIT
         hub = self
 
         class Handler(_Handler):
@@ -124,14 +126,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._note()
         storage = re.fullmatch('/storage/(.*)', self.path)
         resolve = re.fullmatch(
-            f'/{self.hub.repository}/resolve/(main|{COMMIT})/(.*)', unquote(self.path)
+            f'/{self.hub.repository}/resolve/(main|{self.hub.commit})/(.*)', unquote(self.path)
         )
         name = storage[1] if storage else resolve[2] if resolve else None
         file = self.hub.files.get(name)
         if not (storage or resolve):
             return self._end(404, {'X-Error-Code': 'RepoNotFound'})
         if file is None:
-            return self._end(404, {'X-Error-Code': 'EntryNotFound', 'X-Repo-Commit': COMMIT})
+            return self._end(
+                404, {'X-Error-Code': 'EntryNotFound', 'X-Repo-Commit': self.hub.commit}
+            )
         if file.status:
             return self._end(file.status[0], {'X-Error-Code': file.status[1]})
         if storage:
@@ -140,7 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resolve(self, name: str, file: Served):
         """Large files are elsewhere; what they are is told here."""
-        headers = {'X-Repo-Commit': COMMIT, 'Location': f'{self.hub.storage}/storage/{name}'}
+        headers = {
+            'X-Repo-Commit': self.hub.commit,
+            'Location': f'{self.hub.storage}/storage/{name}',
+        }
         if file.plain:
             headers['ETag'] = f'"{hashlib.sha1(name.encode()).hexdigest()}"'
         else:

@@ -50,6 +50,9 @@ def test_sums_beyond_half_precision():
     given = {name: {'w': torch.full((2,), 6e4, dtype=torch.float16)} for name in 'abc'}
     assert average(given)['w'].tolist() == [59_968.0 + 32] * 2
     assert average(given, torch.float32)['w'].dtype == torch.float32
+    given = {name: {'w': torch.full((2,), 7e4)} for name in 'ab'}
+    with pytest.raises(InputError, match='w holds 7e.04, beyond the range of float16'):
+        average(given, torch.float16)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,7 @@ def test_the_tool(tmp_path, capsys):
         ([out, *paths], 'mean.pth exists; --force replaces it'),
         ([out, '--force', paths[0], paths[0]], 'iter_0.pth is given twice'),
         ([out, '--force', paths[0], 'gone.pth'], 'gone.pth does not exist'),
+        ([out, '--force', '--dtype', 'int8', *paths], '--dtype int8: expected one of float32, '),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(args)

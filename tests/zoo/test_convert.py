@@ -19,7 +19,7 @@ from eva_mm.vit import EVAVisionTransformer
 from eva_mm.zoo import files
 from eva_mm.zoo.convert import convert
 from eva_mm.zoo.files import convert_file, load_head_rows
-from eva_mm.zoo.keys import KINDS, TABLES
+from eva_mm.zoo.keys import PARTS, TABLES
 from eva_mm.zoo.reading import read_checkpoint
 
 from ..helpers import load_config, relative_error, shrink_detector
@@ -71,7 +71,7 @@ def round_trip(weights, kind, folder):
     assert_same(torch.load(folder / 'again.pth', weights_only=True)['model'], weights)
 
 
-@pytest.mark.parametrize('kind', sorted(KINDS))
+@pytest.mark.parametrize('kind', sorted(PARTS))
 def test_fresh_checkpoints_come_back_bit_for_bit(kind, tmp_path):
     weights = fresh(kind)
     round_trip(weights, kind, tmp_path)
@@ -120,14 +120,21 @@ def test_our_detector_loads_what_was_converted(tmp_path):
 def test_timm_names(kind, tmp_path):
     """timm knows encoders and classifiers, whose names are the published ones, and CLIP."""
     source = saved(tmp_path / 'source.pth', fresh(kind))
-    report = convert_file(source, tmp_path / 'timm.pth', 'timm')
+    if kind == 'mim':
+        with pytest.raises(InputError, match='no place for 3 parts of pretraining') as error:
+            convert_file(source, tmp_path / 'timm.pth', 'timm')
+        assert 'lm_head.weight: 24 x 32' in str(error.value)
+    options = dict(drop_pretraining_parts=kind == 'mim')
+    report = convert_file(source, tmp_path / 'timm.pth', 'timm', **options)
     weights = torch.load(tmp_path / 'timm.pth', weights_only=True)
     assert {tuple(weights[k].shape) for k in weights if k.endswith('pos_embed')} == {(1, 17, DIM)}
-    if kind == 'mim':
-        assert set(report.dropped) == {'mask_token', 'lm_head.weight', 'lm_head.bias'}
+    beside = {'mask_token', 'lm_head.weight', 'lm_head.bias'}
+    assert set(report.dropped) == (beside if kind == 'mim' else set())
+    assert bool(report.folded) == (kind == 'linear')
     if kind == 'linear':
-        assert report.dropped['head.0.running_mean'] == (DIM,)
-        assert 'computed of what was dropped: head.weight, head.bias' in str(report)
+        assert report.folded['head.0.running_mean'] == (DIM,)
+        assert 'folded: 5' in str(report)
+        assert 'head.weight, head.bias hold the normalisation and the layer' in str(report)
     if kind == 'clip':
         assert report.renamed['visual.pos_embed'] == 'visual.trunk.pos_embed'
         back, _ = convert(weights, 'official')
@@ -308,7 +315,7 @@ def test_joint_tables_of_beit():
         weights[f'backbone.blocks.{i}.attn.relative_position_bias_table'] = table
         weights[f'backbone.blocks.{i}.attn.relative_position_index'] = torch.arange(4)
     weights['decode_head.query_feat.weight'] = torch.randn(4, DIM)
-    result, report = convert(weights, grid=(6, 6))
+    result, report = convert(weights, grid=(6, 6), allow_partial=True)
     resized = result['backbone.blocks.1.attn.relative_position_bias_table']
     assert resized.shape == (121 + 3, 4)
     assert torch.equal(resized[-3:], table[-3:])
@@ -330,6 +337,21 @@ def test_heads_of_other_sizes():
     assert set(weights) - set(result) == set(report.dropped) == {'head.weight', 'head.bias'}
     with pytest.raises(InputError, match='no head of classes is in this mim checkpoint'):
         convert(fresh('mim'), drop_head=True)
+
+
+def test_a_number_of_classes_needs_a_head():
+    with pytest.raises(InputError, match='no head of classes is in this mim checkpoint'):
+        convert(fresh('mim'), num_classes=9)
+    with pytest.raises(InputError, match='--drop-head or --num-classes'):
+        convert(fresh('classifier'), num_classes=9, drop_head=True)
+    # A head as wide as CLIP's projection, after the class token's norm, may be one of classes.
+    with pytest.raises(InputError, match='--kind classifier takes its head as one of classes'):
+        convert(fresh('clip_vision'), num_classes=1024)
+    options = dict(kind='classifier', num_classes=1024, head_rows=[5, 2])
+    with pytest.raises(InputError, match='the head is of 2 classes, not of 1024'):
+        convert(fresh('clip_vision'), **options)
+    result, _ = convert(fresh('clip_vision'), **{**options, 'num_classes': 2})
+    assert torch.equal(result['head.bias'], fresh('clip_vision')['head.bias'][[5, 2]])
 
 
 @pytest.mark.parametrize('form', ['mask.npy', 'mask.json', 'mask.txt', 'index.npy', 'index.txt'])
@@ -425,6 +447,37 @@ def test_class_names(tmp_path):
     assert 'no class names' in str(convert_file(source, tmp_path / 'e.pth'))
 
 
+@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
+@pytest.mark.parametrize(
+    ('rows', 'kept'), [('3 0', 'da'), ('4 3 2 1 0', 'edcba'), ('0 1 1 0 1', 'bce')]
+)
+def test_class_names_follow_the_rows(kind, rows, kept, tmp_path):
+    palette = [[i, i, i] for i in range(5)]
+    meta = dict(dataset_meta=dict(classes=tuple('abcde'), palette=palette, task_name='test'))
+    source = saved(tmp_path / 'a.pth', dict(state_dict=fresh(kind), meta=meta))
+    (tmp_path / 'rows.txt').write_text(rows)
+    convert_file(source, tmp_path / 'b.pth', head_rows=tmp_path / 'rows.txt')
+    result = read_checkpoint(tmp_path / 'b.pth')
+    expected = ['abcde'.index(name) for name in kept]
+    assert result['meta']['dataset_meta'] == dict(
+        classes=tuple(kept), palette=[palette[i] for i in expected], task_name='test'
+    )
+    name = {
+        'detector': 'roi_head.mask_head.conv_logits.bias',
+        'segmentor': 'decode_head.cls_embed.bias',
+    }[kind]
+    official = {'detector': 'roi_heads.mask_head.predictor.bias'}.get(kind, name)
+    assert torch.equal(result['state_dict'][name][: len(kept)], fresh(kind)[official][expected])
+    # Without the head there is nothing to name.
+    report = convert_file(source, tmp_path / 'c.pth', drop_head=True)
+    assert 'the names of 5 classes went with the head' in report.notes
+    assert read_checkpoint(tmp_path / 'c.pth')['meta'] == {}
+    meta['dataset_meta']['classes'] = tuple('abcd')
+    source = saved(tmp_path / 'a.pth', dict(state_dict=fresh(kind), meta=meta))
+    with pytest.raises(InputError, match='4 class names for a head of 5 classes'):
+        convert_file(source, tmp_path / 'd.pth', head_rows=tmp_path / 'rows.txt')
+
+
 def test_names_of_coco(tmp_path):
     weights = fresh('detector')
     for name, extra in (
@@ -482,6 +535,116 @@ def test_lost_parts_are_listed(lost):
         convert(weights)
 
 
+# A name that a file may lack -> what the report says then.
+LEGITIMATE = {('mim', 'mask_token'): 'the file is without mask_token'}
+
+
+@pytest.mark.parametrize('kind', sorted(PARTS))
+def test_no_name_is_lost_in_silence(kind):
+    weights = fresh(kind)
+    for lost in weights:
+        rest = {k: v for k, v in weights.items() if k != lost}
+        if (kind, lost) in LEGITIMATE:
+            assert LEGITIMATE[kind, lost] in convert(rest)[1].notes
+            continue
+        with pytest.raises(InputError, match='missing|unknown'):
+            convert(rest)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'lost', 'told'),
+    [
+        ('classifier', r'.*\.[qv]_bias', None),
+        ('classifier', r'.*\.norm1\..*', None),
+        ('classifier', r'fc_norm\..*', None),
+        ('classifier', r'head\..*', 'head'),
+        ('detector', r'proposal_generator\..*', None),
+        ('detector', r'backbone\.simfp_3\..*', None),
+        ('detector', r'roi_heads\.box_predictor\.2\..*', None),
+        ('detector', r'roi_heads\..*', None),
+        ('detector', r'roi_heads\.mask_head\..*', 'mask head, mask predictor'),
+        ('detector', r'.*\.rel_pos_.', 'relative position tables'),
+        ('segmentor', r'backbone\.spm\..*', None),
+        ('segmentor', r'backbone\.interactions\.2\..*', None),
+        ('segmentor', r'decode_head\..*', 'decode_head, class scores'),
+        ('clip', r'text\..*', 'text tower'),
+        ('clip', r'text\.transformer\..*', None),
+        ('mae', r'decoder_blocks\..*', None),
+        ('video', r'fc_norm\..*', 'fc_norm'),
+    ],
+)
+def test_no_part_is_lost_in_silence(kind, lost, told):
+    """Each is an error, or legitimate and told."""
+    rest = {k: v for k, v in fresh(kind).items() if not re.fullmatch(lost, k)}
+    assert len(rest) < len(fresh(kind))
+    if told:
+        assert convert(rest)[1].notes == [f'the file is without {told}']
+        return
+    with pytest.raises(InputError, match='(?s)needs are missing.*--allow-partial'):
+        convert(rest)
+    result, report = convert(rest, 'official', allow_partial=True)
+    assert_same(result, rest)
+    assert 'parts that the model needs are missing' in str(report)
+
+
+@pytest.mark.parametrize(('size', 'depth'), [('giant', 40), ('large', 24)])
+@pytest.mark.parametrize('lost', [1, 3])
+def test_lost_last_blocks_of_published_sizes(size, depth, lost):
+    with torch.device('meta'):
+        weights = EVAVisionTransformer(size, num_classes=7).state_dict()
+    width = len(weights['patch_embed.proj.weight'])
+    _, report = convert(weights)
+    assert f'model: {depth} blocks, width {width}, 14 px patches' in str(report)
+    last = tuple(f'blocks.{depth - i}.' for i in range(1, lost + 1))
+    rest = {k: v for k, v in weights.items() if not k.startswith(last)}
+    message = f'{depth - lost} blocks of width {width}, where the published model has {depth}'
+    with pytest.raises(InputError, match=message):
+        convert(rest)
+    _, report = convert(rest, allow_partial=True)
+    assert f'{depth - lost} blocks, width {width}' in report.model
+    assert message in str(report)
+
+
+def test_lost_parts_are_told_with_their_numbers():
+    lost = r'roi_heads\.box_predictor\.2\..*|.*simfp_3\..*'
+    rest = {k: v for k, v in fresh('detector').items() if not re.fullmatch(lost, k)}
+    with pytest.raises(InputError) as error:
+        convert(rest)
+    lines = str(error.value).splitlines()
+    assert '  backbone.simfp_3.#.norm.weight (2)' in lines
+    assert '  roi_heads.box_predictor.2.bbox_pred.bias' in lines
+
+
+def test_depth_and_patches_of_the_result_are_told():
+    report = convert(fresh('mae'), patch_size=28)[1]
+    assert report.model == '2 blocks, width 32, 28 px patches, 2 decoder blocks'
+    report = convert(fresh('clip'))[1]
+    assert report.model == '2 blocks, width 32, 14 px patches, 2 text blocks'
+
+
+@pytest.mark.parametrize('kind', ['mim', 'classifier'])
+def test_weights_inside_another_model(kind):
+    """`backbone.` in front, as in a model of another framework."""
+    weights = {f'backbone.{k}': v for k, v in fresh(kind).items()}
+    result, report = convert(weights)
+    assert_same(result, fresh(kind))
+    assert report.kind == kind
+    assert report.notes == [f'`backbone.` was taken off {len(weights)} names']
+    with pytest.raises(InputError, match='1 names are unknown in a .* checkpoint:\n  head.fc.bias'):
+        convert({**weights, 'head.fc.bias': torch.zeros(9)})
+    with pytest.raises(InputError, match='names are unknown in a mim checkpoint:\n  net.cls_token'):
+        convert({f'net.{k}': v for k, v in fresh('mim').items()})
+
+
+def test_nothing_beside_a_tower_of_open_clip_goes_in_silence():
+    tower = {f'visual.trunk.{k}': v for k, v in fresh('clip_vision').items()}
+    assert_same(convert(tower)[0], fresh('clip_vision'))
+    with pytest.raises(InputError, match='1 names are unknown in a clip checkpoint:\n  bystander'):
+        convert({**tower, 'bystander': torch.zeros(1)})
+    with pytest.raises(InputError, match='(?s)needs are missing.*text.positional_embedding'):
+        convert({**tower, 'logit_scale': torch.zeros(())})
+
+
 def resnet():
     from torchvision.models import resnet18
 
@@ -500,6 +663,10 @@ def resnet():
         ),
         (lambda: {'a': 1}, {}, r'no weights: expected names and tensors, found a \(int\)'),
         (dict, {}, 'no weights: expected names and tensors, found nothing'),
+        (dict, dict(to='onnx'), '--to onnx: expected one of mm, official, timm, safetensors'),
+        (dict, dict(kind='resnet'), '--kind resnet: expected one of mim, mae, classifier'),
+        (dict, dict(names='hub'), '--names hub: expected one of mm, official, timm'),
+        (dict, dict(dtype='int8'), '--dtype int8: expected one of float32, float16, bfloat16'),
         ('some words', {}, 'a text file, beginning with'),
         ('<html>login</html>', {}, 'it is a web page'),
         (lambda: fresh('detector'), dict(to='timm'), 'timm has no EVA model of kind'),
@@ -590,7 +757,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
 
     def fail(content, file):
-        Path(file).write_bytes(b'half')
+        file.write(b'half')
         raise OSError('No space left on device')
 
     monkeypatch.setattr(files.torch, 'save', fail)

@@ -55,6 +55,7 @@ def use(monkeypatch, endpoint, cache):
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setenv('NO_PROXY', '127.0.0.1,localhost')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(Path(cache).parent / 'of_the_user'))
     for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'):
         monkeypatch.delenv(name, raising=False)
     huggingface_hub.close_session()
@@ -71,14 +72,31 @@ def tool_environment(hub, home):
 
 
 def start_tool(*args, hub, home):
-    return subprocess.Popen(
-        [sys.executable, TOOL, *map(str, args)],
-        env=tool_environment(hub, home),
-        cwd=home.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start([TOOL, *args], hub, home)
+
+
+def start(args, hub, home, **environment):
+    """Run Python on this hub; what it tells goes to a file of its own, `process.told`."""
+    home.mkdir(exist_ok=True)
+    number = len(list(home.glob('*.told')))
+    told = home / f'{number}.told'
+    with open(told, 'w') as stream:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            env={**tool_environment(hub, home), **environment},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+        )
+    process.told = told
+    return process
+
+
+def finish(process):
+    """Output and what was told, once the process has ended."""
+    out, _ = process.communicate(timeout=200)
+    return out, process.told.read_text()
 
 
 def run_main(*args):
@@ -100,7 +118,7 @@ def files_under(folder):
         for path in Path(folder).rglob('*')
         if path.is_file()
         and not path.is_symlink()
-        and path.suffix not in ('.lock', '.json', '.TAG')
+        and path.suffix not in ('.lock', '.json', '.TAG', '.told')
         and 'refs' not in path.parts
     )
 
@@ -117,7 +135,7 @@ def test_a_file_is_downloaded_once_and_read_once(hub, contents, monkeypatch):
     assert path.name == FILE
     assert len(hub.contents()) == 1
     count = len(hub.requests)
-    monkeypatch.setattr(download, '_sha256_of', None)  # a second reading would fail
+    monkeypatch.setattr(download, 'sha256_of', None)  # a second reading would fail
     assert fetch(NAME) == cached_file(NAME) == cached_file(NAME, download=True) == path
     assert content_digest(path) == hashlib.sha256(contents[FILE]).hexdigest()
     assert len(hub.requests) == count
@@ -173,7 +191,7 @@ def test_an_interrupted_download_is_continued(hub, contents, tmp_path, to_folder
     partial = (folder if to_folder else home).rglob
     wait_for(lambda: any(p.stat().st_size >= PIECE for p in partial('*.incomplete')))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = finish(process)
     assert process.returncode == 130, err
     assert err == 'download.py: interrupted; the same command continues where this one stopped\n'
     assert not list(tmp_path.rglob(FILE))
@@ -181,7 +199,7 @@ def test_an_interrupted_download_is_continued(hub, contents, tmp_path, to_folder
 
     file.go.set()
     process = start_tool(*args, hub=hub, home=home)
-    out, err = process.communicate(timeout=30)
+    out, err = finish(process)
     assert process.returncode == 0, err
     (path,) = tmp_path.rglob(FILE)
     assert path.read_bytes() == contents[FILE]
@@ -189,32 +207,98 @@ def test_an_interrupted_download_is_continued(hub, contents, tmp_path, to_folder
     assert [r.range for r in hub.contents()] == [None, f'bytes={PIECE}-']
     assert not list(tmp_path.rglob('*.incomplete'))
     if to_folder:
-        assert [p.name for p in folder.iterdir()] == [FILE]  # no lock stays
+        assert files_under(folder) == [FILE]
 
 
-@pytest.mark.parametrize('second', ['cache', 'folder', 'client'])
-def test_two_processes_download_once(hub, contents, tmp_path, second):
-    """Two of ours into the same place; or one of ours, and a program that uses the client."""
+CLIENT = f'import huggingface_hub as h; h.hf_hub_download({REPOSITORY!r}, {FILE!r})'
+
+
+@pytest.mark.parametrize('to', ['cache', 'folder'])
+@pytest.mark.parametrize('first', ['tool', 'client'])
+def test_two_processes_download_once(hub, contents, tmp_path, first, to):
+    """Two of ours into the same place; or a program that uses the client, and one of ours."""
+    if first == 'client' and to == 'folder':
+        pytest.skip('the client writes into the cache')
     home, folder = tmp_path / 'home', tmp_path / 'weights'
-    args = (NAME, '--dest', folder) if second == 'folder' else (NAME,)
+    args = [TOOL, NAME, *(['--dest', folder] if to == 'folder' else [])]
     file = hub.files[FILE]
     file.hold_after = MIB
-    processes = [start_tool(*args, hub=hub, home=home)]
+    one = start(['-c', CLIENT] if first == 'client' else args, hub, home, HF_HUB_DISABLE_XET='1')
     wait_for(hub.contents)
-    if second == 'client':
-        code = f'import huggingface_hub as h; h.hf_hub_download({REPOSITORY!r}, {FILE!r})'
-        environment = {**tool_environment(hub, home), 'HF_HUB_DISABLE_XET': '1'}
-        processes.append(subprocess.Popen([sys.executable, '-c', code], env=environment))
-    else:
-        processes.append(start_tool(*args, hub=hub, home=home))
-    time.sleep(1.5)  # for the second one to ask for the content as well, which it must not
+    two = start(args, hub, home)
+    # The server holds the first one's content until the second waits for it, or asks as well.
+    wait_for(lambda: 'waiting' in two.told.read_text() or len(hub.contents()) > 1)
     file.go.set()
-    for process in processes:
-        _, err = process.communicate(timeout=30)
+    for process in (one, two):
+        _, err = finish(process)
         assert process.returncode == 0, err
+    doing = f'puts {FILE} into {folder}' if to == 'folder' else f'downloads {FILE}'
+    assert err == f'waiting for another process that {doing}\n'
     assert len(hub.contents()) == 1
-    path = folder / FILE if second == 'folder' else cached_file(NAME)
+    path = folder / FILE if to == 'folder' else cached_file(NAME)
     assert path.read_bytes() == contents[FILE]
+
+
+WITHOUT_LOCKS = """
+import contextlib, sys
+from huggingface_hub import file_download, utils
+utils.WeakFileLock = file_download.WeakFileLock = lambda *a, **k: contextlib.nullcontext()
+from eva_mm.zoo.download import fetch
+print(fetch(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize('to', ['cache', 'folder'])
+def test_two_processes_where_locks_do_nothing(hub, contents, tmp_path, to):
+    """As on some shared file systems."""
+    folder = tmp_path / 'weights'
+    args = ['-c', WITHOUT_LOCKS, NAME, *([folder] if to == 'folder' else [])]
+    file = hub.files[FILE]
+    file.hold_after = 11 * MIB
+    processes = [start(args, hub, tmp_path / 'home') for _ in range(2)]
+    wait_for(lambda: len(hub.contents()) == 2)
+    wait_for(lambda: len(list(tmp_path.rglob('*.incomplete'))) == 2)
+    file.go.set()
+    results = [finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    (path,) = {Path(out.strip()) for out, _ in results}
+    assert path.read_bytes() == contents[FILE]
+    assert not list(tmp_path.rglob('*.incomplete'))
+    assert not list(tmp_path.rglob('*.tmp'))
+
+
+def test_what_a_killed_process_left_is_continued(hub, contents):
+    """Once it has not changed for a while: another process may be writing into it."""
+    folder = Path(constants.HF_HUB_CACHE) / 'models--BAAI--EVA' / 'blobs'
+    folder.mkdir(parents=True)
+    sha256 = hub.files[FILE].sha256
+    old, older, young = (folder / f'{sha256}.eva_mm-{n}.incomplete' for n in 'abc')
+    for path, size in ((old, 5 * MIB), (older, 3 * MIB), (young, 7 * MIB)):
+        path.write_bytes(contents[FILE][:size])
+    for path in (old, older):
+        os.utime(path, (time.time() - 1000,) * 2)
+    assert fetch(NAME).read_bytes() == contents[FILE]
+    assert [r.range for r in hub.contents()] == [f'bytes={5 * MIB}-']
+    assert list(folder.glob('*.incomplete')) == [young]
+
+
+def test_a_file_that_another_process_finished_first(hub, contents, tmp_path, monkeypatch):
+    """In a folder of the user's, something else under its name is not overwritten."""
+    receive = download._receive
+
+    def slow(own, expected):
+        receive(own, expected)
+        (tmp_path / OTHER_FILE).write_bytes(found)
+
+    monkeypatch.setattr(download, '_receive', slow)
+    found = contents[OTHER_FILE]
+    assert fetch(OTHER, tmp_path).read_bytes() == found
+    assert not list(tmp_path.glob('.*.incomplete'))
+    (tmp_path / OTHER_FILE).unlink()
+    found = b'mine'
+    with pytest.raises(DownloadError, match='is there already'):
+        fetch(OTHER, tmp_path)
+    assert (tmp_path / OTHER_FILE).read_bytes() == b'mine'
 
 
 def test_a_tampered_file_of_equal_size_is_removed(hub, contents):
@@ -250,7 +334,7 @@ def test_a_verified_file_that_changes_is_noticed(hub, contents):
     time.sleep(0.02)  # a time of change of its own
     content.write_bytes(bytes(MIB))
     with pytest.raises(DownloadError, match='its sha256 is'):
-        content_digest(path)
+        fetch(OTHER)
     assert not path.is_symlink()
     assert not content.exists()
     assert fetch(OTHER).read_bytes() == contents[OTHER_FILE]
@@ -364,22 +448,152 @@ def test_a_cache_without_links_works_offline_too(hub, contents, monkeypatch):
     assert not path.exists()
 
 
+def copy_cache(folder):
+    """A copy as of `rsync -L` or zip: without links and times."""
+    shutil.copytree(constants.HF_HUB_CACHE, folder, copy_function=shutil.copyfile)
+    shutil.rmtree(folder / 'models--BAAI--EVA' / 'blobs')
+    return folder
+
+
+def test_a_copied_cache_works_offline(hub, contents, tmp_path, monkeypatch):
+    fetch(OTHER)
+    cache = copy_cache(tmp_path / 'copy')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    path = fetch(OTHER)
+    assert path.is_relative_to(cache)
+    assert path.read_bytes() == contents[OTHER_FILE]
+    readings = count_readings(monkeypatch)
+    assert fetch(OTHER) == path
+    assert readings == []
+    shutil.rmtree(cache / 'models--BAAI--EVA' / '.verified')
+    with pytest.raises(DownloadError, match=f'{path} cannot be verified offline.*.verified with'):
+        fetch(OTHER)
+    assert path.exists()
+
+
+def test_a_copied_cache_without_network(nowhere, hub, tmp_path, monkeypatch):
+    fetch(OTHER)
+    cache = copy_cache(tmp_path / 'copy')
+    use(monkeypatch, nowhere, cache)
+    path = fetch(OTHER)
+    shutil.rmtree(cache / 'models--BAAI--EVA' / '.verified')
+    with pytest.raises(DownloadError, match=f'{path} cannot be verified offline'):
+        fetch(OTHER)
+
+
+def test_a_copied_cache_with_a_damaged_file(hub, tmp_path, monkeypatch):
+    fetch(OTHER)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(copy_cache(tmp_path / 'copy')))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    cached_file(OTHER).write_bytes(bytes(MIB))
+    with pytest.raises(DownloadError, match='its sha256 is'):
+        fetch(OTHER)
+    assert cached_file(OTHER) is None
+
+
+def test_a_file_in_a_folder_works_offline(hub, contents, tmp_path, monkeypatch):
+    folder, copy = tmp_path / 'weights', tmp_path / 'copy'
+    fetch(OTHER, folder)
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'empty'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    for place in (folder, copy):
+        assert fetch(OTHER, place).read_bytes() == contents[OTHER_FILE]
+    (copy / f'.{OTHER_FILE}.json').unlink()
+    with pytest.raises(DownloadError, match='cannot be verified offline'):
+        fetch(OTHER, copy)
+    assert (copy / OTHER_FILE).exists()
+
+
+def test_a_record_in_the_cache_serves_a_folder(hub, contents, tmp_path, monkeypatch):
+    shutil.rmtree(fetch(OTHER).parents[1])
+    (tmp_path / OTHER_FILE).write_bytes(contents[OTHER_FILE])
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert fetch(OTHER, tmp_path) == tmp_path / OTHER_FILE
+
+
+def test_files_of_older_commits_count(hub):
+    path = fetch(OTHER)
+    hub.commit = 'f' * 40
+    newer = fetch(NAME)
+    assert newer.parent != path.parent
+    count = len(hub.requests)
+    assert cached_file(OTHER) == fetch(OTHER) == path
+    # Of several, one that was verified.
+    unverified = path.parents[1] / 'another' / path.name
+    unverified.parent.mkdir()
+    unverified.write_bytes(b'not read')
+    assert cached_file(OTHER) == path
+    assert len(hub.requests) == count
+
+
+def count_readings(monkeypatch):
+    readings = []
+    sha256_of = download.sha256_of
+    monkeypatch.setattr(
+        download, 'sha256_of', lambda *args: readings.append(args) or sha256_of(*args)
+    )
+    return readings
+
+
+def refuse_writing(folder):
+    """Put a file in the place of a folder: nothing can be made in it, not even by root."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+
+
+def test_a_cache_that_cannot_be_written_is_read_once(hub, tmp_path, monkeypatch):
+    path = fetch(OTHER)
+    refuse_writing(path.parents[2] / '.verified')
+    refuse_writing(Path(constants.HF_HUB_CACHE) / '.locks')
+    readings = count_readings(monkeypatch)
+    for _ in range(3):
+        assert fetch(OTHER) == path
+        assert content_digest(path) == hub.files[OTHER_FILE].sha256
+    assert len(readings) == 1
+    # Not even the user's own folder: neither an error, nor a record.
+    refuse_writing(Path(os.environ['XDG_CACHE_HOME']))
+    monkeypatch.setattr(download.tempfile, 'gettempdir', lambda: os.environ['XDG_CACHE_HOME'])
+    assert fetch(OTHER) == path
+    assert len(readings) == 2
+
+
+def test_a_lock_that_cannot_be_had(hub, contents):
+    """As another user's; files stay whole without it."""
+    locks = Path(constants.HF_HUB_CACHE) / '.locks' / 'models--BAAI--EVA'
+    (locks / f'{OTHER_FILE}.verify.lock').mkdir(parents=True)
+    assert fetch(OTHER).read_bytes() == contents[OTHER_FILE]
+
+
+def test_a_place_that_cannot_be_written(hub, tmp_path, monkeypatch):
+    refuse_writing(tmp_path / 'file')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'file' / 'hub'))
+    with pytest.raises(DownloadError, match=f'{tmp_path}/file/.* cannot be written.*--dest DIR'):
+        fetch(OTHER)
+
+
 def test_a_cached_file_is_read_by_one_alone(hub, monkeypatch):
     """The locks are between open files, so threads stand for processes."""
     path = fetch(OTHER)
     shutil.rmtree(path.parents[2] / '.verified')
-    readings = []
-    sha256_of = download._sha256_of
+    readings = count_readings(monkeypatch)
+    told = []
+    monkeypatch.setattr(download, '_tell', told.append)
+    sha256_of = download.sha256_of
 
     def slow(*args):
-        readings.append(args)
-        time.sleep(0.3)
-        return sha256_of(*args)
+        result = sha256_of(*args)
+        wait_for(lambda: len(told) == 3 or len(readings) > 1)
+        return result
 
-    monkeypatch.setattr(download, '_sha256_of', slow)
+    monkeypatch.setattr(download, 'sha256_of', slow)
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(fetch, [OTHER] * 4)) == {path}
     assert len(readings) == 1
+    assert told == [f'waiting for another process that verifies {OTHER_FILE}'] * 3
 
 
 def set_free(monkeypatch, size):
@@ -407,6 +621,15 @@ def test_too_little_disk(hub, tmp_path, monkeypatch, to_folder):
     assert fetch_all([NAME, OTHER], folder, report=lambda text: None) == []
 
 
+def test_room_for_a_converted_copy(hub, monkeypatch):
+    set_free(monkeypatch, 20 * MIB)
+    with pytest.raises(DownloadError, match='and its converted copy: 25.2 MB are needed'):
+        fetch(NAME, copies=2)
+    assert hub.contents() == []
+    set_free(monkeypatch, 25 * MIB)
+    fetch(NAME, copies=2)
+
+
 def test_what_has_arrived_needs_no_room(hub, contents, tmp_path, monkeypatch):
     partial = tmp_path / f'.{FILE}.{hub.files[FILE].sha256[:8]}.incomplete'
     partial.write_bytes(contents[FILE][: 10 * MIB])
@@ -419,7 +642,7 @@ def test_into_a_folder(hub, contents, tmp_path):
     path = fetch(OTHER, folder)
     assert path == folder / OTHER_FILE
     assert path.read_bytes() == contents[OTHER_FILE]
-    assert list(folder.iterdir()) == [path]
+    assert files_under(folder) == [OTHER_FILE]
     assert cached_file(OTHER) is None
     assert fetch(OTHER, folder) == path
     assert len(hub.contents()) == 1
@@ -450,7 +673,7 @@ def test_one_that_fails_does_not_stop_the_others(hub, contents, tmp_path, capsys
     names = ('eva_huge', 'eva_coco_det', NAME, OTHER)
     assert run_main(*names, '--dest', tmp_path / 'weights') == 1
     out, err = capsys.readouterr()
-    assert [p.name for p in (tmp_path / 'weights').glob('*.p*')] == [OTHER_FILE]
+    assert files_under(tmp_path / 'weights') == [OTHER_FILE]
     errors = err.splitlines()
     assert [line.split(':')[0] for line in errors] == ['download.py'] * 3
     told = zip(("'eva_huge'", 'eva_coco_det.pth', FILE), errors)
@@ -479,7 +702,7 @@ def test_the_tool_tells_mistakes_in_one_line(nowhere, tmp_path):
             ['--all', '--task', 'x'],
         )
     ]
-    results = [(*process.communicate(timeout=60), process.returncode) for process in processes]
+    results = [(*finish(process), process.returncode) for process in processes]
     failed, listed, of_task, mistake = results
     assert failed[2] == mistake[2] == 1
     assert failed[0] == mistake[0] == ''

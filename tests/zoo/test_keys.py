@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from eva_mm.errors import InputError
 from eva_mm.zoo.keys import (
     DETECTOR_KEYS,
-    KINDS,
+    PARTS,
     SEGMENTOR_KEYS,
     TABLES,
     VIDEO_KEYS,
@@ -128,7 +128,7 @@ def test_segmentor_names_are_those_of_both_generations():
 # --------------------------------------------------------------------------- what names are of
 
 
-@pytest.mark.parametrize('kind', sorted(KINDS))
+@pytest.mark.parametrize('kind', sorted(PARTS))
 @pytest.mark.parametrize('ours', [False, True])
 def test_kinds_are_told_by_names(kind, ours):
     weights = fresh(kind)
@@ -137,7 +137,8 @@ def test_kinds_are_told_by_names(kind, ours):
     assert detect_kind(weights) == kind
     if not ours:
         assert unknown_names(weights, kind) == []
-        assert missing_names(weights) == []
+        missing, absent = missing_names(weights, kind)
+        assert (missing, absent) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -154,11 +155,27 @@ def test_other_architectures_are_refused(names, message):
 
 def test_lost_parts_are_found():
     names = [name for name in fresh('mim') if name != 'blocks.1.attn.proj.bias']
-    assert missing_names(names) == ['blocks.1.attn.proj.bias']
+    assert missing_names(names, 'mim') == (['blocks.1.attn.proj.bias'], [])
     without_first = [name for name in fresh('mae') if not name.startswith('decoder_blocks.0.')]
-    lost = missing_names(without_first)
+    lost, _ = missing_names(without_first, 'mae')
     assert len(lost) == 12
     assert all(name.startswith('decoder_blocks.0.') for name in lost)
+    # Not so what was left out on purpose.
+    dropped = fresh('mae').keys() - set(without_first)
+    assert missing_names(without_first, 'mae', dropped) == ([], [])
+
+
+def test_either_form_of_a_part_is_whole():
+    """One bias on queries, keys and values, or one on queries and one on values."""
+    names = set(fresh('classifier'))
+    assert {'blocks.0.attn.q_bias', 'fc_norm.bias'} < names
+    other = {n for n in names if not n.endswith(('_bias', 'fc_norm.weight', 'fc_norm.bias'))}
+    lost, _ = missing_names(other, 'classifier')
+    assert 'blocks.1.attn.v_bias' in lost
+    other |= {'blocks.0.attn.qkv.bias', 'blocks.1.attn.qkv.bias', 'norm.weight', 'norm.bias'}
+    assert missing_names(other, 'classifier') == ([], [])
+    other.remove('blocks.1.attn.qkv.bias')
+    assert missing_names(other, 'classifier') == (['blocks.1.attn.qkv.bias'], [])
 
 
 def test_rows_of_classes():
