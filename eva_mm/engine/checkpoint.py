@@ -23,7 +23,7 @@ from eva_mm.errors import InputError
 from eva_mm.zoo.converted import class_names, converted_file, placeholder_names
 from eva_mm.zoo.keys import TABLES
 from eva_mm.zoo.reading import ALLOWED_GLOBALS, read_checkpoint, with_state_dict
-from eva_mm.zoo.table import SCHEME
+from eva_mm.zoo.table import SCHEME, published_models
 
 from .strict_loading import remember_source
 
@@ -113,8 +113,12 @@ def require_common_names(model: nn.Module, state_dict: dict, prefix: str = '') -
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """Loader of paths."""
-    return safe_load(filename, map_location)
+    """Loader of paths. A published file under its own name gets its class names."""
+    checkpoint = safe_load(filename, map_location)
+    name = os.path.basename(filename)
+    if any(name == model.file for model in published_models().values()):
+        _add_class_names(checkpoint, name)
+    return checkpoint
 
 
 @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
@@ -141,10 +145,17 @@ def load_from_eva(filename: str, map_location: Any = None) -> dict:
     is mapped and not read into each.
     """
     checkpoint = safe_load(converted_file(filename), map_location, mmap=True)
-    weights = checkpoint.get('state_dict', checkpoint)
-    if names := class_names(filename) or placeholder_names(filename, weights):
-        checkpoint.setdefault('meta', {}).setdefault('dataset_meta', names)
+    _add_class_names(checkpoint, filename)
     return checkpoint
+
+
+def _add_class_names(checkpoint: dict, name: str) -> None:
+    """Put a published model's class names where mmengine looks, unless there are some."""
+    weights = checkpoint.get('state_dict')
+    if weights is None:
+        return  # bare weights, beside which nothing else may lie
+    if names := class_names(name) or placeholder_names(name, weights):
+        checkpoint.setdefault('meta', {}).setdefault('dataset_meta', names)
 
 
 # The remaining loaders (object stores, model zoos) read through these two functions.

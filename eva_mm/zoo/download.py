@@ -527,6 +527,7 @@ def _complete(
         if source is not None:
             shutil.copyfile(source, own)
         elif done < expected.size:
+            _tell(f'downloading {expected.file} ({_readable(expected.size)}) from {_endpoint()}')
             _receive(own, expected)
         _verify(own, expected)
         _name(own, target, expected, check)

@@ -25,6 +25,7 @@ from .convert import STYLES, Grid, Report, Weights, convert, require_one_of
 from .download import publish
 from .keys import PARTS
 from .reading import INNER_KEYS, read_checkpoint
+from .table import find_model
 
 FORMATS = (*STYLES, 'safetensors')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -89,11 +90,15 @@ def convert_file(
         )
         meta = _class_names(classes, dataset)
         if meta is None:
-            meta = _stored_names(dataset_meta(checkpoint), report, changes.get('drop_head', False))
+            stored = dataset_meta(checkpoint) or _published_names(src, weights)
+            meta = _stored_names(stored, report, changes.get('drop_head', False))
         _require_names_fit(meta, report.classes and report.classes[1])
     except InputError as error:
         raise InputError(f'{src}: {error}') from error
     report.notes += [note] if note else []
+    inner = any(key in checkpoint for key in INNER_KEYS)
+    if beside := [str(k) for k in checkpoint if inner and k not in ('meta', *INNER_KEYS)]:
+        report.notes.append(f'left out, since no weights: {", ".join(beside[:8])}')
     if not meta and report.classes and report.kind in ('detector', 'segmentor'):
         report.notes.append('no class names: --classes FILE or --dataset CLASS gives them')
     if meta and style in ('official', 'timm') and to != 'safetensors':
@@ -101,6 +106,18 @@ def convert_file(
     content = pack(converted, to, meta, kind=report.kind, names=style)
     write_checkpoint(content, dst)
     return report
+
+
+def _published_names(src: str | os.PathLike, weights: Weights) -> dict | None:
+    """Class names of a published checkpoint, given by name or as a file of its own name."""
+    from .converted import class_names, placeholder_names
+
+    name = str(src) if '://' in str(src) else Path(src).name
+    try:
+        find_model(name)
+    except InputError:
+        return None
+    return class_names(name) or placeholder_names(name, weights)
 
 
 def _size(text: str, option: str) -> Grid:
@@ -263,7 +280,13 @@ def _read_npy(path: str | os.PathLike) -> Tensor:
         raise MissingFileError(f'--head-rows: file {path} does not exist')
     try:
         array = np.load(path, allow_pickle=False)
+        if array.dtype.kind not in 'iub':
+            raise InputError(
+                f'--head-rows {path}: expected whole numbers or booleans, found {array.dtype}'
+            )
         return torch.from_numpy(array if array.dtype == bool else array.astype(np.int64))
+    except InputError:
+        raise
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise InputError(f'--head-rows {path}: no array of numbers ({error})') from error
 

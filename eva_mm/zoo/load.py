@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import eva_mm
 from eva_mm.errors import InputError, MissingFileError
 from eva_mm.vit import EVAVisionTransformer
 
@@ -96,10 +97,12 @@ def load_model(
 def _require_module(row: PublishedModel) -> None:
     """Refuse what is no torch module on its own, and tell the way."""
     if row.kind in _FRAMEWORKS:
-        config = row.test_config or row.config or 'CONFIG'
+        config = row.test_config or row.config or ''
+        built = (eva_mm.resource_dir('configs').parent / config).is_file()
+        way = f"{_FRAMEWORKS[row.kind]}({config!r}, 'eva://{row.name}')"
         raise InputError(
-            f'{row.name} is a {row.kind} and needs its config: build it by '
-            f"{_FRAMEWORKS[row.kind]}({config!r}, 'eva://{row.name}')"
+            f'{row.name} (kind: {row.kind}) is no module without a config: '
+            + (f'build it by {way}' if built else f'its config, {config}, is not in this version')
         )
     if row.kind not in CORE_KINDS:
         raise InputError(f'{row.name} ({row.file}) holds no weights, expected a model')

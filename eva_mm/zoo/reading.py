@@ -21,6 +21,8 @@ import torch
 
 from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
 
+from .table import suggest_scheme
+
 # Where published files keep their weights, in the order the authors' loaders look.
 INNER_KEYS = ('state_dict', 'model', 'module')
 
@@ -64,7 +66,7 @@ def read_checkpoint(
     if os.path.isdir(name):
         return _read_deepspeed(Path(name), map_location, mmap)
     if not os.path.isfile(name):
-        raise MissingFileError(f'checkpoint {name} does not exist')
+        raise MissingFileError(f'checkpoint {name} does not exist{suggest_scheme(name)}')
     return _read(name, name, map_location, mmap)
 
 

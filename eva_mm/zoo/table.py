@@ -193,6 +193,12 @@ def find_model(name: str) -> PublishedModel:
     )
 
 
+def suggest_scheme(path: str) -> str:
+    """What to add to a message that a file is not there, if a published name was meant."""
+    known = '://' not in path and path in _by_any_name()
+    return f'; the published one is {SCHEME}{_by_any_name()[path].name}' if known else ''
+
+
 @functools.cache
 def _by_any_name() -> dict[str, PublishedModel]:
     """Rows by name, file, and file without ending; a name goes before another row's file."""

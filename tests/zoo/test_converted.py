@@ -329,3 +329,13 @@ def test_a_published_detector_from_hub_to_inferencer(tmp_path):
         weights = found[name]['weights']
         assert weights.keys() == state.keys()
         assert all(torch.equal(weights[key], value) for key, value in state.items()), name
+
+
+def test_a_published_file_given_by_its_path_has_its_class_names(tmp_path):
+    """As one downloads it for a machine without a network."""
+    published_detector(tmp_path, 'eva_lvis.pth', 'lvis/eva_cascade', 1203)
+    path = str(tmp_path / 'eva_lvis.pth')
+    meta = CheckpointLoader.load_checkpoint(path)['meta']['dataset_meta']
+    assert (meta['classes'][0], len(meta['classes'])) == ('aerosol_can', 1203)
+    os.rename(path, tmp_path / 'mine.pth')
+    assert 'meta' not in CheckpointLoader.load_checkpoint(str(tmp_path / 'mine.pth'))

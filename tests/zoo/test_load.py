@@ -20,7 +20,7 @@ from eva_mm.vit import EVAVisionTransformer
 from eva_mm.zoo import load
 from eva_mm.zoo.table import CORE_KINDS, find_model, published_models
 
-from ..helpers import relative_error
+from ..helpers import ROOT, relative_error
 from .test_timm import IMAGES, MLP, TINY, randomise, tiny_timm
 
 IMAGE = IMAGES[..., :56, :56]
@@ -277,7 +277,9 @@ def test_kinds_that_need_a_framework(kind, monkeypatch):
     rows = [row for row in published_models().values() if row.kind == kind]
     assert rows
     for row in rows:
-        with pytest.raises(InputError, match=rf"{build}\.apis\..*'eva://{row.name}'"):
+        here = (ROOT / (row.test_config or row.config)).is_file()
+        way = rf"{build}\.apis\..*'eva://{row.name}'" if here else 'is not in this version'
+        with pytest.raises(InputError, match=way):
             load.load_model(row.name)
 
 
