@@ -93,6 +93,9 @@ def detector_options(
 def shrink_detector(cfg: Config, **sizes) -> Config:
     """A leaf of the cascade detector at test size, in place. See :func:`detector_options`."""
     options = detector_options(**sizes)
+    if cfg.model.roi_head.get('mask_head') is None:
+        del options['roi_head']['mask_head'], options['roi_head']['mask_roi_extractor']
+    cfg.model.backbone.pop('init_cfg', None)  # weights of the real size
     cfg.merge_from_dict(dict(model=options))
     num_classes = options['roi_head']['bbox_head']['num_classes']
     loss_cls = cfg.model.roi_head.bbox_head.loss_cls

@@ -12,7 +12,9 @@ import eva_mm
 from .helpers import load_config, shrink_detector
 
 CONFIGS = [name for name in eva_mm.list_configs() if not name.startswith('_base_')]
-DETECTION = [name for name in CONFIGS if name.split('/')[0] in ('coco', 'lvis', 'demo')]
+DETECTION = [
+    name for name in CONFIGS if name.split('/')[0] in ('coco', 'lvis', 'objects365', 'demo')
+]
 LEAF_TYPES = {'demo/lvis': 'lvis/eva_cascade', 'demo/coco_overfit': 'coco/eva_cascade'}
 
 
@@ -31,7 +33,8 @@ def types_of(node, path='') -> dict[str, str]:
 
 
 def test_there_are_configs():
-    assert {'lvis/eva_cascade', 'coco/eva_cascade', 'demo/lvis'} <= set(CONFIGS)
+    leaves = {'lvis/eva_cascade', 'coco/eva_cascade', 'objects365/eva_cascade', 'demo/lvis'}
+    assert leaves <= set(CONFIGS)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -116,5 +119,36 @@ def test_small_detector_takes_a_training_and_a_test_step(name):
     cap = cfg.model.test_cfg.rcnn.max_per_img
     for sample in results:
         found = sample.pred_instances
-        assert found.masks.shape == (len(found), *sample.ori_shape)
+        if cfg.model.roi_head.mask_head is None:
+            assert 'masks' not in found
+        else:
+            assert found.masks.shape == (len(found), *sample.ori_shape)
         assert cap < 0 or len(found) <= cap
+
+
+def test_large_takes_weights_of_patches_of_14_px(tmp_path):
+    from mmdet.registry import MODELS
+
+    from eva_mm.resize import resize_patch_kernel
+    from eva_mm.vit import EVAVisionTransformer
+
+    sizes = dict(embed_dim=32, depth=4, num_heads=4, mlp_dim=64)
+    pretrained = EVAVisionTransformer('large', img_size=224, pooling=None, **sizes)
+    weights = {name: torch.randn_like(value) for name, value in pretrained.state_dict().items()}
+    decoder = dict(
+        mask_token=torch.zeros(1, 1, 16), **{'decoder_embed.weight': torch.zeros(16, 32)}
+    )
+    torch.save(dict(model={**weights, **decoder}), tmp_path / 'eva_l.pt')
+    leaf = load_config('coco/eva_l_cascade')
+    assert leaf.model.backbone.init_cfg.checkpoint == 'eva://eva_l_psz14'
+    cfg = shrink_detector(leaf)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'eva_l.pt'))
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    own = model.backbone.state_dict()
+    kernel = resize_patch_kernel(weights['patch_embed.proj.weight'], (16, 16))
+    torch.testing.assert_close(own['patch_embed.proj.weight'], kernel)
+    assert own['pos_embed'].shape == (1, 1 + 14 * 14, 32)
+    torch.testing.assert_close(own['pos_embed'][:, 0], weights['pos_embed'][:, 0])
+    for name in ('blocks.3.attn.qkv.bias', 'blocks.0.attn.qkv.weight', 'blocks.2.norm1.weight'):
+        torch.testing.assert_close(own[name], weights[name])

@@ -9,9 +9,12 @@ Proved:     see eva_cascade.py; soft-NMS and 'beit' table resizing have referenc
 Soft-NMS leaves thousands of boxes per image, and the mask head runs on each. To bound that, cap
 the boxes before it: `--cfg-options model.test_cfg.rcnn.max_per_img=300`. COCO's evaluator counts
 the best 100 only.
+
+`--tta` also looks at the mirrored image (ours, see ../_base_/tta/flip_1536.py), with 300 boxes per
+image; `eva_cascade_multi_scale_test.py` has three scales.
 """
 
-_base_ = './eva_cascade.py'
+_base_ = ['./eva_cascade.py', '../_base_/tta/flip_1536.py']
 
 image_size = (1536, 1536)
 test_pipeline = [
@@ -48,3 +51,5 @@ model = dict(
         )
     ),
 )
+# The mask head runs once in each view.
+tta_model = dict(tta_cfg=dict(max_per_img=300))

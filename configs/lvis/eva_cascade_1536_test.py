@@ -6,9 +6,11 @@ Published:  62.2 box AP (62.169) and 55.0 mask AP (54.982) on val, both from thi
 Source:     EVA-01/det/README.md and
             EVA-01/det/projects/ViTDet/configs/LVIS/cascade_mask_rcnn_vitdet_eva_1536.py.
 Proved:     see eva_cascade.py; maskness and 'beit' table resizing have references of their own.
+
+`--tta` also looks at the mirrored image (ours, see ../_base_/tta/flip_1536.py).
 """
 
-_base_ = './eva_cascade.py'
+_base_ = ['./eva_cascade.py', '../_base_/tta/flip_1536.py']
 
 image_size = (1536, 1536)
 test_pipeline = [

@@ -6,7 +6,16 @@ compat.require('mmdet')
 
 from eva_mm import engine  # noqa: E402, F401
 
-from . import datasets, metrics, samplers, transforms  # noqa: E402, F401
+from . import (  # noqa: E402, F401
+    cocofied,
+    datasets,
+    metrics,
+    objects365,
+    samplers,
+    submission,
+    transforms,
+    tta,
+)
 from .backbone import EVAViTDet  # noqa: E402
 from .detector import EVACascadeRCNN  # noqa: E402
 from .hooks import FederatedClassCountsHook  # noqa: E402

@@ -177,8 +177,8 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
     Boxes need not lie inside their images, nor be positive: with masks they are computed from the
     clipped masks, without masks they are clipped, and what has no extent is dropped
     (:class:`LargeScaleJitter`). Polygons of fewer than three points are left out, and so is an
-    instance that has no others. Masks as run lengths need bitmaps
-    (``LoadAnnotations(poly2mask=True)``).
+    instance that has no others, unless the pipeline loads boxes alone. Masks as run lengths need
+    bitmaps (``LoadAnnotations(poly2mask=True)``).
 
     Args:
         skip_unreadable: train with the next readable image in place of one that is missing or
@@ -375,6 +375,8 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
                 level=logging.WARNING,
             )
         self._metainfo['classes'] = classes
+        # In checkpoints, so that what a model finds elsewhere gets the ids of its own data.
+        self._metainfo['category_ids'] = tuple(self.cat_ids)
 
     def _set_metainfo(self, data: dict) -> None:
         """Hook for further meta information; called when the categories are known."""
@@ -419,7 +421,7 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
         if isinstance(mask, list) and mask:
             # A polygon needs three points; an instance without any is no instance in detectron2.
             mask = [part for part in mask if self._is_polygon(part, entry)]
-            if not mask:
+            if not mask and (self.test_mode or self._mask_loader is not None):
                 self._num_pointless += 1
                 return None
         elif isinstance(mask, dict):

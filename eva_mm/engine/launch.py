@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from mmengine.runner import Runner
 import eva_mm
 from eva_mm import compat
 from eva_mm.errors import InputError, UsageError
+from eva_mm.zoo.table import SCHEME, find_model, suggest_scheme
 
 from .accumulation import set_accumulation
 from .batch_scaling import scale_to_images
@@ -212,8 +214,11 @@ def prepare_train_config(
         enable_amp(cfg)
     if accumulate < 1:
         raise UsageError(f'--accumulate takes passes per update, 1 or more, not {accumulate}')
-    if (auto_scale_lr or resume) and not for_dry_run:
+    if (auto_scale_lr or resume or 'fit_config' in cfg) and not for_dry_run:
         join_processes(cfg)
+    if 'fit_config' in cfg and not (for_dry_run and told_rank(launcher)):
+        processes = dry_run_processes(cfg, num_gpus if for_dry_run else None)
+        fit_config(cfg, cfg_options, processes * accumulate)
     if auto_scale_lr:
         processes = dry_run_processes(cfg, num_gpus) if for_dry_run else get_world_size()
         enable_auto_scale_lr(cfg, cfg.train_dataloader.batch_size * processes * accumulate)
@@ -221,6 +226,26 @@ def prepare_train_config(
     if resume:
         set_resume(cfg, resume)
     return cfg
+
+
+def fit_config(cfg: Config, cfg_options: Mapping[str, Any] | None, passes: int = 1) -> None:
+    """Let a config fit itself to its data, by the function that its key `fit_config` names.
+
+    The function takes the config, images per update, and the keys that the command line set,
+    whose values stand in the end.
+
+    Args:
+        cfg (Config): With `work_dir`; changed in place.
+        cfg_options (Mapping, optional): What was merged into it, dotted key -> value.
+        passes (int): Forward passes per update, of all processes together.
+    """
+    module, _, function = cfg.fit_config.rpartition('.')
+    fit = getattr(importlib.import_module(module), function)
+    fit(cfg, cfg.train_dataloader.batch_size * passes, kept=frozenset(cfg_options or ()))
+    try:
+        cfg.merge_from_dict(dict(cfg_options or {}))
+    except TypeError as error:  # of what the data left out, as the mask head
+        raise UsageError(f'--cfg-options: {error}') from error
 
 
 def enable_amp(cfg: Config) -> None:
@@ -383,11 +408,16 @@ def prepare_test_config(
         UsageError: The config lacks what an option needs, or the checkpoint is not there.
     """
     if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
-        raise UsageError(f'checkpoint {checkpoint} not found')
+        raise UsageError(f'checkpoint {checkpoint} not found{suggest_scheme(checkpoint)}')
+    if checkpoint and checkpoint.startswith(SCHEME):
+        find_model(checkpoint)  # before data and model are built
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     cfg.load_from, cfg.resume = checkpoint, False
+    if 'fit_config' in cfg:
+        join_processes(cfg)
+        fit_config(cfg, cfg_options)
     if show or show_dir:
         enable_drawing(cfg, show, show_dir, wait_time)
     if tta:

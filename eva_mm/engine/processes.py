@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist
+from mmengine.dist import broadcast_object_list, get_rank, init_dist
 from mmengine.utils.dl_utils import set_multi_processing
 
-from eva_mm.errors import UsageError
+from eva_mm.errors import InputError, UsageError
 
 # What each launcher tells a process: its rank, and how many there are.
 _ENVIRONMENT = {
@@ -58,6 +60,30 @@ def join_processes(cfg: Config) -> None:
         torch.distributed.init_process_group('gloo')
     else:
         init_dist(launcher, **(environment.get('dist_cfg') or {}))
+
+
+def on_first_process(work: Callable[[], Any]) -> Any:
+    """Let the first process alone do something, and tell all of them its result.
+
+    Args:
+        work: Returns something that can be pickled.
+
+    Raises:
+        InputError: In every process, when it was raised in the first.
+    """
+    told: list[Any] = [None, None]
+    if get_rank() == 0:
+        try:
+            told = [work(), None]
+        except InputError as error:
+            told = [None, error]
+        except Exception as error:  # the others wait to be told
+            broadcast_object_list([None, InputError(f'{type(error).__name__}: {error}')])
+            raise
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def leave_process_group() -> None:

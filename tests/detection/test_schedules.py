@@ -1,5 +1,8 @@
 """Parameter groups and schedules of the leaves at full length, against closed forms."""
 
+import math
+from typing import NamedTuple
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -10,12 +13,38 @@ from eva_mm.engine.layer_decay import param_group_table
 
 from ..helpers import load_config
 
-# name: (base lr, warm-up, milestones, iterations), EVA-01/det/projects/ViTDet/configs.
+WEIGHT_DECAY = 0.1
+
+
+class Run(NamedTuple):
+    """Settings of a leaf, written down by hand."""
+
+    lr: float
+    warmup: int
+    milestones: tuple[int, int]
+    iterations: int
+    val_interval: int = 5000
+    depth: int = 40
+    decay: float = 0.9
+    batch: int = 64
+    frozen: bool = True  # the patch embedding
+    # qkv weight and two biases, two tables, proj, two norms, two MLP layers.
+    per_block: int = 1 + 2 + 2 + 2 + 4 + 4
+
+
+LARGE = dict(depth=24, decay=0.8, batch=16, per_block=14)  # one bias for q, k and v
+BASE = dict(depth=12, decay=0.7, batch=16, frozen=False)
 RUNS = {
-    'coco/eva_cascade': (2.5e-5, 500, (40000, 44999), 45000),
-    'lvis/eva_cascade': (2e-4, 250, (70000, 75000), 75001),
+    # EVA-01/det/projects/ViTDet/configs.
+    'coco/eva_cascade': Run(2.5e-5, 500, (40000, 44999), 45000),
+    'lvis/eva_cascade': Run(2e-4, 250, (70000, 75000), 75001),
+    # Ours, but for the number of iterations of Objects365.
+    'objects365/eva_cascade': Run(1e-4, 500, (338000, 366000), 380000, 20000),
+    'coco/eva_l_cascade': Run(5e-5, 250, (78000, 84500), 88000, **LARGE),
+    'lvis/eva_l_cascade': Run(1e-4, 250, (78000, 84500), 88000, **LARGE),
+    'coco/eva_b_cascade': Run(5e-5, 250, (78000, 84500), 88000, **BASE),
+    'lvis/eva_b_cascade': Run(1e-4, 250, (78000, 84500), 88000, **BASE),
 }
-DEPTH, DECAY, WEIGHT_DECAY = 40, 0.9, 0.1
 
 pytestmark = pytest.mark.parametrize('name', RUNS)
 
@@ -36,40 +65,37 @@ def built():
     return _built
 
 
-def expected_depth(name: str) -> int:
+def expected_depth(name: str, depth: int) -> int:
     """Rule of the published code, by names alone."""
     if name.startswith(('backbone.pos_embed', 'backbone.patch_embed')):
         return 0
     if name.startswith('backbone.blocks.'):
         return int(name.split('.')[2]) + 1
-    return DEPTH + 1
+    return depth + 1
 
 
 def test_every_parameter_has_its_rate_and_decay(built, name):
-    base_lr = RUNS[name][0]
-    cfg, model, wrapper = built(name)
+    run = RUNS[name]
+    _, model, wrapper = built(name)
     rows = {row.name: row for row in param_group_table(wrapper)}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert set(rows) == trained
-    assert {n for n, _ in model.named_parameters()} - trained == {
-        'backbone.patch_embed.proj.weight',
-        'backbone.patch_embed.proj.bias',
-    }
+    patches = {'backbone.patch_embed.proj.weight', 'backbone.patch_embed.proj.bias'}
+    assert {n for n, _ in model.named_parameters()} - trained == (patches if run.frozen else set())
     for parameter, row in rows.items():
-        lr = base_lr * DECAY ** (DEPTH + 1 - expected_depth(parameter))
+        lr = run.lr * run.decay ** (run.depth + 1 - expected_depth(parameter, run.depth))
         assert row.lr == pytest.approx(lr, rel=1e-12), parameter
         assert row.weight_decay == WEIGHT_DECAY, parameter
 
 
 def test_groups(built, name):
-    """One group per layer: 42 in all, lowest rate first, nothing spared of weight decay."""
+    """One group per layer, 42 for EVA-g, lowest rate first, nothing spared of weight decay."""
+    run = RUNS[name]
     _, model, wrapper = built(name)
     groups = wrapper.optimizer.param_groups
-    assert [len(g['params']) for g in groups[:1]] == [1]  # pos_embed alone
-    assert len(groups) == DEPTH + 2
-    # qkv weight and two biases, two tables, proj, two norms, two MLP layers: 15 tensors a block.
-    per_block = 1 + 2 + 2 + 2 + 4 + 4
-    assert all(len(g['params']) == per_block for g in groups[1:-1])
+    assert len(groups[0]['params']) == (1 if run.frozen else 3)  # pos_embed, patch embedding
+    assert len(groups) == run.depth + 2
+    assert all(len(g['params']) == run.per_block for g in groups[1:-1])
     count = sum(p.numel() for g in groups for p in g['params'])
     assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = wrapper.optimizer
@@ -85,22 +111,23 @@ def published_multiplier(step: int, warmup: int, milestones: tuple[int, ...]) ->
 
 
 def test_schedule_of_every_iteration(built, name):
-    base_lr, warmup, milestones, iterations = RUNS[name]
+    run = RUNS[name]
     cfg, _, _ = built(name)
-    assert cfg.train_cfg.max_iters == iterations
-    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 5000
-    scales = [DECAY ** (DEPTH + 1), 1.0]
+    assert cfg.train_cfg.max_iters == run.iterations
+    assert cfg.train_cfg.val_interval == run.val_interval
+    assert cfg.default_hooks.checkpoint.interval == 5000
+    scales = [run.decay ** (run.depth + 1), 1.0]
     optimizer = torch.optim.SGD(
-        [dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=base_lr * s) for s in scales]
+        [dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=run.lr * s) for s in scales]
     )
     schedulers = [
         PARAM_SCHEDULERS.build(s, default_args=dict(optimizer=optimizer))
         for s in cfg.param_scheduler
     ]
-    for step in range(iterations):
-        expected = base_lr * published_multiplier(step, warmup, milestones)
+    for step in range(run.iterations):
+        expected = run.lr * published_multiplier(step, run.warmup, run.milestones)
         for group, scale in zip(optimizer.param_groups, scales):
-            assert group['lr'] == pytest.approx(expected * scale, rel=1e-9), step
+            assert math.isclose(group['lr'], expected * scale, rel_tol=1e-9), step
         for scheduler in schedulers:
             scheduler.step()
 
@@ -108,6 +135,6 @@ def test_schedule_of_every_iteration(built, name):
 def test_batch(built, name):
     cfg, _, wrapper = built(name)
     assert cfg.train_dataloader.batch_size == 1
-    assert cfg.auto_scale_lr.base_batch_size == 64
+    assert cfg.auto_scale_lr.base_batch_size == RUNS[name].batch
     assert wrapper._accumulative_counts == 1
     assert wrapper.clip_grad_kwargs is None or not wrapper.clip_grad_kwargs

@@ -1,0 +1,376 @@
+"""A config that fits itself to a folder in COCO format: classes, heads, masks, schedule.
+
+``configs/coco/eva_cascade_finetune.py`` names :func:`fit_to_data` under ``fit_config``; the tools
+call it when the command line is merged in.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pycocotools.mask as mask_utils
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from eva_mm.engine.processes import on_first_process
+from eva_mm.errors import InputError, UsageError
+
+from .datasets import load_annotation_file, require_fields
+from .own_data_files import find_annotations, find_images, named_path, no_annotations, split
+
+_ADVICE = 'docs/own_data.md tells of layouts'
+
+
+class Part(NamedTuple):
+    """A training or validation set.
+
+    Attributes:
+        ann_file: annotation file in COCO format.
+        images: folder that its file names are relative to.
+        num_images: those with an instance that is no crowd (all that training uses).
+        num_instances: without crowds.
+    """
+
+    ann_file: str
+    images: str
+    num_images: int
+    num_instances: int
+
+
+class OwnData(NamedTuple):
+    """What a config needs to know of a data set.
+
+    Attributes:
+        train, val: the two parts.
+        classes: names by ascending category id.
+        masks: ``None`` for boxes alone, else ``'polygons'`` or ``'bitmaps'`` (run lengths).
+        untrained: classes without a training instance.
+        was_split: whether the parts are ours.
+    """
+
+    train: Part
+    val: Part
+    classes: tuple[str, ...]
+    masks: str | None
+    untrained: tuple[str, ...]
+    was_split: bool
+
+
+def fit_to_data(cfg: Config, images_per_update: int, kept: Collection[str] = ()) -> None:
+    """Fits a config of EVA's detector to the data set in ``data_root``, in place.
+
+    Sets data sets and evaluators, the number of classes, masks or none, and a schedule scaled to
+    the data. The settings under ``own_data`` say how; see ``configs/coco/eva_cascade_finetune.py``.
+    A config that is fitted already, as the one that a run saves in its work dir, is left alone.
+    Files are written below ``work_dir``, by the first process.
+
+    Args:
+        cfg: with ``work_dir``.
+        images_per_update: over all processes and accumulated passes.
+        kept: dotted keys that the command line set, which stay.
+
+    Raises:
+        InputError: ``data_root`` is no folder, annotations or images are not found or could be
+            several, or their content cannot be used; the message names the option that decides.
+    """
+    options = cfg.own_data
+    root = _data_root(cfg)
+    if options.get('fitted_to') is not None:
+        if options.fitted_to != str(root):
+            raise UsageError(
+                f'data_root={root}: {cfg.filename} is fitted to {options.fitted_to}; for other '
+                'data start from configs/coco/eva_cascade_finetune.py'
+            )
+        return
+    data = on_first_process(lambda: read_own_data(root, options, Path(cfg.work_dir)))
+    options.fitted_to = str(root)
+    _set_data(cfg, data)
+    _set_model(cfg, data)
+    _set_schedule(cfg, data.train.num_images, images_per_update, kept)
+    print_log(_summary(cfg, data, images_per_update), logger='current')
+
+
+def _data_root(cfg: Config) -> Path:
+    if not cfg.get('data_root'):
+        raise UsageError(
+            f'{cfg.filename} needs a folder in COCO format: --cfg-options data_root=DIR ({_ADVICE})'
+        )
+    root = Path(str(cfg.data_root)).expanduser()
+    if not root.is_dir():
+        found = 'it is a file' if root.exists() else 'it does not exist'
+        raise UsageError(f'data_root={root} should be a folder in COCO format, but {found}')
+    return root
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def read_own_data(root: Path, options: ConfigDict, work_dir: Path) -> OwnData:
+    """Finds, reads and checks a data set; writes the parts of a split below ``work_dir``.
+
+    Args:
+        root: folder of the data set; nothing is written there.
+        options: ``own_data`` of the config.
+        work_dir: of the run.
+    """
+    train_file, val_file = _annotation_files(root, options)
+    train = _read(train_file)
+    train_images = _images(root, train_file, train, 'train', options)
+    folder = work_dir / 'own_data'
+    if val_file is None:
+        val_images, val = train_images, None
+        try:
+            train, val = split(train, options.val_fraction, options.split_seed)
+        except InputError as error:
+            raise InputError(f'{train_file}: {error}') from error
+        train_file = _write(folder / 'train.json', train)
+    else:
+        val = _read(val_file)
+        val_images = _images(root, val_file, val, 'val', options)
+        _refuse_shared_images(train, train_images, val, val_images, options)
+        _check_categories(train, train_file, val, val_file)
+    masks = _kind_of_masks([(train_file, train), (val_file or train_file, val)], options)
+    completed = _completed(val, train, masks)
+    if val_file is None or completed is not val:
+        val_file = _write(folder / 'val.json', completed)
+    names = {category['id']: str(category['name']) for category in train['categories']}
+    seen = {entry['category_id'] for entry in _instances(train)}
+    return OwnData(
+        train=_part(train_file, train_images, train),
+        val=_part(val_file, val_images, val),
+        classes=tuple(names[i] for i in sorted(names)),
+        masks=masks,
+        untrained=tuple(names[i] for i in sorted(names) if i not in seen),
+        was_split=folder / 'train.json' == train_file,
+    )
+
+
+def _annotation_files(root: Path, options: ConfigDict) -> tuple[Path, Path | None]:
+    files = {}
+    for role in ('train', 'val'):
+        option = f'{role}_ann'
+        if options.get(option):
+            files[role] = named_path(root, options[option], f'own_data.{option}')
+        else:
+            files[role] = find_annotations(root, role)
+    train = files['train'] or find_annotations(root, 'single')
+    if train is None:
+        raise no_annotations(root)
+    return train, files['val']
+
+
+def _read(path: Path) -> dict:
+    data = load_annotation_file(str(path))
+    require_fields(data['images'], 'images', ('file_name',), str(path))
+    for section in ('images', 'categories', 'annotations'):
+        if not data[section]:
+            raise InputError(f'annotation file {path} lists no {section}')
+        (most, count), *_ = Counter(entry['id'] for entry in data[section]).most_common(1)
+        if count > 1:
+            raise InputError(f'{path}: {section} are not unique, id={most} {count} times')
+    return data
+
+
+def _images(root: Path, ann_file: Path, data: dict, role: str, options: ConfigDict) -> Path:
+    option = f'{role}_images'
+    if options.get(option):
+        return named_path(root, options[option], f'own_data.{option}')
+    return find_images(root, ann_file, data, role)
+
+
+def _refuse_shared_images(
+    train: dict, train_images: Path, val: dict, val_images: Path, options: ConfigDict
+) -> None:
+    def files(data: dict, folder: Path) -> set[str]:
+        return {os.path.normpath(folder / image['file_name']) for image in data['images']}
+
+    shared = sorted(files(train, train_images) & files(val, val_images))
+    if not shared:
+        return
+    text = f'{len(shared)} images are in the training and in the validation set, as {shared[0]}'
+    if not options.get('val_ann'):
+        raise InputError(
+            f'{text}: AP would tell nothing. Take them out of one, or name the validation file to '
+            f'use it all the same: own_data.val_ann=FILE'
+        )
+    print_log(f'{text}: AP will be too high', logger='current', level=30)
+
+
+def _check_categories(train: dict, train_file: Path, val: dict, val_file: Path) -> None:
+    """Labels follow category ids, so that an id has to mean the same class in both files."""
+    names = {category['id']: category['name'] for category in train['categories']}
+    for category in val['categories']:
+        known = names.get(category['id'])
+        if known != category['name']:
+            what = 'no category of this id' if known is None else repr(known)
+            raise InputError(
+                f'{val_file}: category id={category["id"]} is {category["name"]!r}, in '
+                f'{train_file} it is {what}; both files need the same ids and names'
+            )
+
+
+def _instances(data: dict) -> list[dict]:
+    return [a for a in data['annotations'] if not (a.get('iscrowd') or a.get('ignore'))]
+
+
+def _is_mask(segmentation: Any) -> bool:
+    """Run lengths, or a polygon of three points at least; tools write boxes as two points."""
+    if isinstance(segmentation, list):
+        return any(not isinstance(part, list) or len(part) >= 6 for part in segmentation)
+    return bool(segmentation)
+
+
+def _kind_of_masks(files: list[tuple[Path, dict]], options: ConfigDict) -> str | None:
+    """``'polygons'``, ``'bitmaps'`` or None; the same for training and validation."""
+    if options.get('masks') is False:
+        return None
+    found = [a.get('segmentation') for _, data in files for a in data['annotations']]
+    if options.get('masks') is None and not any(_is_mask(mask) for mask in found):
+        return None
+    for path, data in files:
+        lacking = [a['id'] for a in data['annotations'] if not a.get('segmentation')]
+        if lacking:
+            raise InputError(
+                f'{path}: {len(lacking)} of {len(data["annotations"])} annotations have no mask '
+                f'(segmentation), first id={lacking[0]}; to train boxes alone: own_data.masks=False'
+            )
+    # Crowds are left out of training, and are run lengths in COCO's own files.
+    _, train = files[0]
+    lengths = any(isinstance(a['segmentation'], dict) for a in _instances(train))
+    return 'bitmaps' if lengths else 'polygons'
+
+
+def _completed(val: dict, train: dict, masks: str | None) -> dict:
+    """The validation set with what the metric needs: areas, and every class of training."""
+    sizes = {image['id']: (image['height'], image['width']) for image in val['images']}
+    lacking = [a for a in val['annotations'] if 'area' not in a]
+    fewer = len(val['categories']) < len(train['categories'])
+    if not (lacking or fewer):
+        return val
+    annotations = [
+        a if 'area' in a else dict(a, area=_area(a, sizes.get(a['image_id']), masks))
+        for a in val['annotations']
+    ]
+    return dict(val, annotations=annotations, categories=train['categories'])
+
+
+def _area(entry: dict, size: tuple[int, int] | None, masks: str | None) -> float:
+    """Area in square pixels of the mask, or of the box."""
+    try:
+        if masks is None or size is None:
+            return float(entry['bbox'][2] * entry['bbox'][3])
+        mask = entry['segmentation']
+        if isinstance(mask, list):
+            mask = mask_utils.merge(
+                mask_utils.frPyObjects([part for part in mask if len(part) >= 6], *size)
+            )
+        elif isinstance(mask['counts'], list):
+            mask = mask_utils.frPyObjects(mask, *size)
+        return float(mask_utils.area(mask))
+    except Exception as error:  # pycocotools raises anything
+        raise InputError(
+            f'annotation id={entry["id"]} has no area, and none can be computed of its '
+            f'{"box" if masks is None else "mask"}: {type(error).__name__}: {error}'
+        ) from error
+
+
+def _part(ann_file: Path, images: Path, data: dict) -> Part:
+    instances = _instances(data)
+    used = {entry['image_id'] for entry in instances}
+    return Part(str(ann_file), str(images), len(used), len(instances))
+
+
+def _write(path: Path, data: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.{os.getpid()}')
+    partial.write_text(json.dumps(data, ensure_ascii=False), encoding='utf-8')
+    os.replace(partial, path)
+    return path
+
+
+# -------------------------------------------------------------------------------------- the config
+
+
+def _set_data(cfg: Config, data: OwnData) -> None:
+    metric = ['bbox', 'segm'] if data.masks else 'bbox'
+    for name in ('train', 'val', 'test'):
+        part = data.train if name == 'train' else data.val
+        cfg[f'{name}_dataloader'].dataset.update(
+            data_root='', ann_file=part.ann_file, data_prefix=ConfigDict(img=part.images)
+        )
+        if name != 'train':
+            cfg[f'{name}_evaluator'].update(ann_file=part.ann_file, metric=metric)
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform.type == 'LoadAnnotations':
+            transform.update(with_mask=bool(data.masks), poly2mask=data.masks == 'bitmaps')
+
+
+def _set_model(cfg: Config, data: OwnData) -> None:
+    head = cfg.model.roi_head
+    head.bbox_head.num_classes = len(data.classes)
+    if data.masks:
+        head.mask_head.num_classes = len(data.classes)
+        return
+    head.mask_head = head.mask_roi_extractor = None
+    # Weights to start from may have one.
+    cfg.model.allowed_unexpected = ['roi_head.mask_head.*']
+
+
+def _set_schedule(
+    cfg: Config, num_images: int, images_per_update: int, kept: Collection[str]
+) -> None:
+    """Length, rate, warm-up, steps and intervals; the reasons stand in the config."""
+    options, loop = cfg.own_data, cfg.train_cfg
+    if 'train_cfg.max_iters' not in kept:
+        epochs = math.ceil(options.epochs * num_images / images_per_update)
+        loop.max_iters = max(options.min_iterations, epochs)
+    total = loop.max_iters
+    interval = max(1, math.ceil(total / options.num_validations))
+    if 'train_cfg.val_interval' not in kept:
+        loop.val_interval = interval
+    if 'default_hooks.checkpoint.interval' not in kept:
+        cfg.default_hooks.checkpoint.interval = interval
+    if not any(key.startswith('param_scheduler') for key in kept):
+        _set_rates(cfg, total)
+    batch = cfg.auto_scale_lr.base_batch_size
+    if 'optim_wrapper.optimizer.lr' not in kept:
+        cfg.optim_wrapper.optimizer.lr *= math.sqrt(images_per_update / batch)
+    cfg.auto_scale_lr.base_batch_size = images_per_update
+
+
+def _set_rates(cfg: Config, total: int) -> None:
+    warm_up, steps = cfg.param_scheduler
+    # LinearLR reaches the full rate one step before its end.
+    warm_up.end = min(cfg.own_data.warm_up, max(1, total // 10)) + 1
+    steps.milestones = [round(total * share) for share in cfg.own_data.steps]
+
+
+def _summary(cfg: Config, data: OwnData, images_per_update: int) -> str:
+    classes = ', '.join(data.classes[:8])
+    more = f' and {len(data.classes) - 8} more' if len(data.classes) > 8 else ''
+    total = cfg.train_cfg.max_iters
+    lines = [f'fitted to {cfg.own_data.fitted_to}']
+    for name, part in (('train', data.train), ('val', data.val)):
+        lines.append(
+            f'  {name}: {part.num_images:,} images with {part.num_instances:,} instances, '
+            f'{part.ann_file}, images in {part.images}'
+        )
+    if data.was_split:
+        lines.append('  there is no validation file: the images were split (own_data.val_fraction)')
+    lines.append(f'  classes ({len(data.classes)}): {classes}{more}')
+    if data.untrained:
+        shown = ', '.join(data.untrained[:8])
+        lines.append(f'  classes without a training instance ({len(data.untrained)}): {shown}')
+    lines.append(
+        f'  {"boxes and masks (" + data.masks + ")" if data.masks else "boxes; no mask head"}'
+    )
+    lines.append(
+        f'  schedule: {total:,} iterations of {images_per_update} images, '
+        f'{total * images_per_update / max(1, data.train.num_images):.3g} epochs; learning rate '
+        f'{cfg.optim_wrapper.optimizer.lr:.3g}; validation every {cfg.train_cfg.val_interval:,}'
+    )
+    return '\n'.join(lines)

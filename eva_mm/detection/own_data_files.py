@@ -1,0 +1,206 @@
+"""Finding annotations and images of a data set in COCO format, and splitting one that has no split.
+
+Folders are searched by the layouts that data sets and labelling tools commonly have; see
+``docs/own_data.md`` for the list.
+"""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from eva_mm.errors import InputError, MissingFileError
+
+# Groups of file patterns, the surest first; '{}' is 'train' or 'val'. Within a group there should
+# be one file.
+_BY_ROLE = (
+    ('annotations/instances_{}*.json', 'instances_{}*.json', '{}*/_annotations.coco.json'),
+    ('annotations/{}*.json', '{}*.json', '{}*/*.json'),
+    ('annotations/*_{}*.json', '*_{}*.json'),
+)
+_SINGLE = (
+    (
+        'annotations.json',
+        'instances.json',
+        '_annotations.coco.json',
+        'annotations/instances*.json',
+        'annotations/annotations.json',
+    ),
+    ('*.json', 'annotations/*.json'),
+)
+_SHOWN = 12  # names of files in a message
+_SAMPLED = 20  # images that are looked for in a folder
+
+
+def find_annotations(root: Path, role: str) -> Path | None:
+    """Annotation file of one role.
+
+    Args:
+        root: folder of the data set.
+        role: ``'train'``, ``'val'`` or ``'single'`` (a file of all images).
+
+    Returns:
+        None when there is none.
+
+    Raises:
+        InputError: several could be meant.
+    """
+    groups = _SINGLE if role == 'single' else _BY_ROLE
+    other = _of_other_roles(root) if role == 'single' else set()
+    for group in groups:
+        found = sorted({p for pattern in group for p in root.glob(pattern.format(role))} - other)
+        if len(found) > 1:
+            part = 'train' if role == 'single' else role
+            raise InputError(
+                f'{root}: which annotation file is meant for {part}? Found '
+                f'{_names(root, found)}; name it: own_data.{part}_ann=FILE'
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _of_other_roles(root: Path) -> set[Path]:
+    patterns = [pattern for group in _BY_ROLE for pattern in group]
+    roles = ('train', 'val', 'test')
+    return {path for role in roles for p in patterns for path in root.glob(p.format(role))}
+
+
+def no_annotations(root: Path) -> InputError:
+    """What to say of a folder in which no annotation file of training images was found."""
+    files = sorted([*root.glob('*.json'), *root.glob('*/*.json')])
+    seen = files or sorted(root.iterdir())
+    return MissingFileError(
+        f'{root}: no annotation file of training images in COCO format (looked for '
+        f'annotations/instances_train*.json, annotations/train.json, '
+        f'train/_annotations.coco.json, annotations.json, instances.json). Found '
+        f'{_names(root, seen) or "nothing"}; name it: own_data.train_ann=FILE'
+    )
+
+
+def _names(root: Path, paths: Iterable[Path]) -> str:
+    names = [path.relative_to(root).as_posix() for path in paths]
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return ', '.join(names[:_SHOWN]) + more
+
+
+def named_path(root: Path, path: str, option: str) -> Path:
+    """A file or folder that an option names, relative to the data set or to where we are.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    for candidate in (root / path, Path(path)):
+        if candidate.exists():
+            return candidate
+    raise MissingFileError(f'{option}={path}: neither {root / path} nor {path} exists')
+
+
+def find_images(root: Path, ann_file: Path, data: dict, role: str) -> Path:
+    """Folder that the ``file_name`` of images are relative to.
+
+    Folders named by the role come first, then those of the whole data set, then any folder below
+    it; the first that holds all of a sample of the images is taken.
+
+    Args:
+        root: folder of the data set.
+        ann_file: where ``data`` was read from; images often lie beside it.
+        data: content of an annotation file.
+        role: ``'train'`` or ``'val'``.
+
+    Raises:
+        InputError: no folder holds the sample, or two hold different files of these names.
+    """
+    names = [image['file_name'] for image in data['images']]
+    names = names[:: max(1, len(names) // _SAMPLED)][:_SAMPLED]
+    counts: dict[Path, int] = {}
+    for folders in _image_folders(root, ann_file, role):
+        for folder in folders:
+            if folder.is_dir() and folder not in counts:
+                counts[folder] = sum((folder / name).is_file() for name in names)
+        whole = [folder for folder in folders if counts.get(folder) == len(names)]
+        different = {os.path.realpath(folder / names[0]): folder for folder in reversed(whole)}
+        if len(different) > 1:
+            raise InputError(
+                f'{ann_file}: images of these names are in several folders, '
+                f'{_names(root, sorted(different.values()))}; name the one that is meant: '
+                f'own_data.{role}_images=FOLDER'
+            )
+        if whole:
+            return whole[0]
+    best = ', '.join(
+        f'{count} in {folder}' for folder, count in sorted(counts.items(), key=lambda x: -x[1])[:3]
+    )
+    raise MissingFileError(
+        f'{ann_file}: images were not found below {root} (of {len(names)} looked for, such as '
+        f'{names[0]}: {best}); name their folder: own_data.{role}_images=FOLDER'
+    )
+
+
+def _image_folders(root: Path, ann_file: Path, role: str) -> list[list[Path]]:
+    """Groups of folders where images may lie, the likeliest first."""
+    beside = ann_file.parent
+    own = [] if beside == root or beside.name == 'annotations' else [beside, beside / 'images']
+    for pattern in ('{}*', '{}*/images', 'images/{}*', 'data/{}*'):
+        own += sorted(root.glob(pattern.format(role)))
+    below = sorted(path for path in root.glob('*') if path.is_dir())
+    below += sorted(path for path in root.glob('images/*') if path.is_dir())
+    return [own, [root / 'images', root], below]
+
+
+def split(data: dict, fraction: float, seed: int) -> tuple[dict, dict]:
+    """Splits a data set by image.
+
+    Images come in the order of a hash of their file name and the seed, so that the parts depend on
+    neither the order in the file nor the machine, and change little when images are added. An image
+    goes into the validation part only while each of its classes keeps another image for training.
+
+    Args:
+        data: content of an annotation file; left unchanged.
+        fraction: of the images, for validation.
+        seed: any integer.
+
+    Returns:
+        The training and the validation part; of each file name all images are in one of them.
+
+    Raises:
+        InputError: there are fewer than two images.
+    """
+    by_file = defaultdict(set)
+    for image in data['images']:
+        by_file[image['file_name']].add(image['id'])
+    if len(by_file) < 2:
+        raise InputError(
+            f'{len(by_file)} image cannot be split; name a file: own_data.val_ann=FILE'
+        )
+    classes = _classes_by_file(data)
+    left = Counter(category for found in classes.values() for category in found)
+    wanted = min(max(1, round(fraction * len(by_file))), len(by_file) - 1)
+    order = sorted(by_file, key=lambda name: hashlib.sha1(f'{seed}:{name}'.encode()).digest())
+    chosen: list[str] = []
+    for name in order:
+        if len(chosen) < wanted and all(left[category] > 1 for category in classes[name]):
+            chosen.append(name)
+            left.subtract(classes[name])
+    held = {i for name in chosen or order[:1] for i in by_file[name]}
+    return _part(data, held, inside=False), _part(data, held, inside=True)
+
+
+def _classes_by_file(data: dict) -> dict[str, set]:
+    """Classes of the instances of each file that a training would learn from."""
+    names = {image['id']: image['file_name'] for image in data['images']}
+    classes = defaultdict(set)
+    for entry in data['annotations']:
+        if entry['image_id'] in names and not entry.get('iscrowd'):
+            classes[names[entry['image_id']]].add(entry['category_id'])
+    return classes
+
+
+def _part(data: dict, held: set, inside: bool) -> dict:
+    # Annotations of unknown images stay in the training part, where the data set reports them.
+    return dict(
+        data,
+        images=[image for image in data['images'] if (image['id'] in held) == inside],
+        annotations=[a for a in data['annotations'] if (a['image_id'] in held) == inside],
+    )
