@@ -317,14 +317,15 @@ class EVAVisionTransformer(nn.Module):
         layer_scale: see :class:`Block`.
         stop_grad_patch_embed: detach the patch embedding's output, as the published classifier
             does (EVA-01/eva/modeling_finetune.py).
-        activation_checkpointing: recompute each block in the backward pass.
+        activation_checkpointing: recompute each block in the backward pass, or the blocks of
+            these numbers only (selective).
         init_std: of the truncated normal initialisation.
         init_cutoff: absolute bound of that normal: 2.0 in fine-tuning, ``init_std`` itself in
             pretraining (EVA-01/eva/modeling_pretrain.py).
         head_init_scale: factor on the initial ``head`` weights and biases.
 
     Raises:
-        ValueError: unknown size or pooling.
+        ValueError: unknown size or pooling, or a block to recompute beyond the depth.
     """
 
     def __init__(
@@ -346,7 +347,7 @@ class EVAVisionTransformer(nn.Module):
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
         stop_grad_patch_embed: bool = False,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | Sequence[int] = False,
         init_std: float = 0.02,
         init_cutoff: float = 2.0,
         head_init_scale: float = 0.001,
@@ -372,6 +373,7 @@ class EVAVisionTransformer(nn.Module):
         self.norm_eps = norm_eps
         self.stop_grad_patch_embed = stop_grad_patch_embed
         self.activation_checkpointing = activation_checkpointing
+        self._check_recomputed()
 
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.pos_embed_grid = (height // size.patch_size, width // size.patch_size)
@@ -450,10 +452,22 @@ class EVAVisionTransformer(nn.Module):
         x = torch.cat((self.cls_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
         return x + pos_embed, grid
 
+    def _check_recomputed(self) -> None:
+        chosen = self.activation_checkpointing
+        if not isinstance(chosen, bool) and any(not 0 <= i < self.size.depth for i in chosen):
+            raise ValueError(
+                f'activation_checkpointing {list(chosen)} exceeds a depth of '
+                f'{self.size.depth} blocks'
+            )
+
+    def _recomputes(self, index: int) -> bool:
+        chosen = self.activation_checkpointing
+        return chosen if isinstance(chosen, bool) else index in chosen
+
     def run_block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
         """One block, recomputed in the backward pass with ``activation_checkpointing``."""
         block = self.blocks[index]
-        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+        if self._recomputes(index) and self.training and torch.is_grad_enabled():
             return checkpoint(block, x, grid, use_reentrant=False)
         return block(x, grid)
 

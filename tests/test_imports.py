@@ -24,6 +24,7 @@ SMALL = {
     'PIL',
     'cv2',
     'filelock',
+    'matplotlib',
     'numpy',
     'psutil',
     'pycocotools',

@@ -252,3 +252,26 @@ def test_bad_arguments_are_named():
         EVAVisionTransformer('tiny', **TINY)(torch.randn(1, 3, 57, 56))
     with pytest.raises(ValueError, match="pooling must be 'mean'"):
         EVAVisionTransformer('tiny', pooling='max')
+
+
+@pytest.mark.parametrize('chosen', [[1], [0, 1]])
+def test_chosen_blocks_alone_are_recomputed(chosen):
+    plain = randomized(EVAVisionTransformer('tiny', **TINY, num_classes=5))
+    saving = EVAVisionTransformer('tiny', **TINY, num_classes=5, activation_checkpointing=chosen)
+    saving.load_state_dict(plain.state_dict())
+    calls = []
+    for index, block in enumerate(saving.blocks):
+        block.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    image = torch.randn(2, 3, 56, 56)
+    for model in (plain, saving):
+        model.train()(image).square().sum().backward()
+    assert [calls.count(index) for index in range(len(saving.blocks))] == [
+        2 if index in chosen else 1 for index in range(len(saving.blocks))
+    ]
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_a_block_to_recompute_beyond_the_depth_is_refused():
+    with pytest.raises(ValueError, match='exceeds a depth of'):
+        EVAVisionTransformer('tiny', **TINY, activation_checkpointing=[99])

@@ -2,7 +2,8 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 default_hooks = dict(
-    logger=dict(interval=20),
+    # Metrics by iteration, not by an epoch that stays 0.
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=5000, max_keep_ckpts=3),
     iteration_seed=dict(type='IterationSeedHook'),
     non_finite=dict(type='NonFiniteLossHook'),

@@ -54,10 +54,12 @@ def draw_contact_sheet(
     out_png: str | os.PathLike,
     num_images: int = 8,
     score_thr: float = 0.3,
+    image_ids: Sequence[int] | None = None,
 ) -> Path:
     """Draws ground truth and predictions side by side for a few telling images.
 
-    Images are chosen so that together they show many categories, rare ones first.
+    Unless they are named, images are chosen so that together they show many categories, rare ones
+    first.
 
     Args:
         annotations_json: LVIS (``coco_url``) or COCO (``file_name``) annotations.
@@ -67,6 +69,7 @@ def draw_contact_sheet(
         out_png: Where to write.
         num_images: At most so many images.
         score_thr: Predictions below are not shown.
+        image_ids: Images to draw, in this order, instead of ``num_images`` chosen ones.
 
     Returns:
         ``out_png``.
@@ -82,7 +85,11 @@ def draw_contact_sheet(
     _check(annotations, annotations_json, results, results_json)
     truth, found = _by_image(annotations['annotations']), _by_image(results)
     categories = {category['id']: category for category in annotations['categories']}
-    chosen = _choose_images(annotations['images'], truth, categories, num_images)
+    if image_ids is None:
+        chosen = _choose_images(annotations['images'], truth, categories, num_images)
+    else:
+        listed = {record['id']: record for record in annotations['images']}
+        chosen = [listed[image_id] for image_id in image_ids]
     height = max(_fitted(record['height'], record['width'])[0] for record in chosen)
     pairs = []
     for record in chosen:

@@ -31,13 +31,17 @@ class EVAViTDet(StrictLoading, EVAVisionTransformer, BaseModule):
         rel_pos_interpolation: how tables are resized to other grids: 'vitdet' (1-D linear) or
             'beit' (cubic on a geometric grid; the published evaluation at 1536 px).
         freeze_patch_embed: keep the patch embedding as loaded; the published detectors do.
+        frozen_blocks: keep this many of the first blocks as loaded, and with them the embeddings
+            below; nothing is kept for their backward pass. Their relative tables, which no
+            published pretraining checkpoint has, stay at zero then; their drop path stays on.
         drop_path_rate, activation_checkpointing, **size_overrides: see
             :class:`~eva_mm.vit.EVAVisionTransformer`. ``allowed_missing`` and
             ``allowed_unexpected`` are those of :class:`StrictLoading`.
         init_cfg: mmengine initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
-        ValueError: unknown ``size`` or ``rel_pos_interpolation``; a block index out of range.
+        ValueError: unknown ``size`` or ``rel_pos_interpolation``; a block index or number
+            of frozen blocks out of range.
     """
 
     # Relative positions start at zero; the rest belongs to pretraining and classification.
@@ -55,8 +59,9 @@ class EVAViTDet(StrictLoading, EVAVisionTransformer, BaseModule):
         global_block_indexes: Sequence[int] | None = None,
         rel_pos_interpolation: str = 'vitdet',
         freeze_patch_embed: bool = False,
+        frozen_blocks: int = 0,
         drop_path_rate: float = 0.0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | Sequence[int] = False,
         init_cfg: dict | None = None,
         **size_overrides,
     ):
@@ -82,6 +87,17 @@ class EVAViTDet(StrictLoading, EVAVisionTransformer, BaseModule):
         )
         if freeze_patch_embed:
             self.patch_embed.requires_grad_(False)
+        self._freeze(frozen_blocks)
+
+    def _freeze(self, num_blocks: int) -> None:
+        if not 0 <= num_blocks <= self.size.depth:
+            raise ValueError(
+                f'frozen_blocks should lie in [0, {self.size.depth}], got {num_blocks}'
+            )
+        if num_blocks:
+            self.patch_embed.requires_grad_(False)
+            self.pos_embed.requires_grad_(False)
+            self.blocks[:num_blocks].requires_grad_(False)
 
     def _is_global(self, index: int) -> bool:
         if self._global_block_indexes is None:

@@ -5,7 +5,7 @@ fast_rcnn.py (scores, NMS), mask_head.py (masks, maskness).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmdet.models import CascadeRoIHead
@@ -22,6 +22,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from .precision import heads_in_fp32
+from .rle import encode_region
 from .task_modules import clip_boxes, nonempty
 
 Features = tuple[Tensor, ...]
@@ -50,16 +51,35 @@ def paste_masks(
 ) -> Tensor:
     """Paste mask probabilities (n, s, s) into boxes (n, 4) of an image: (n, *shape) bool."""
     pasted = torch.zeros(len(boxes), *shape, dtype=torch.bool, device=boxes.device)
-    if len(boxes) == 0:
-        return pasted
+    for index, (rows, columns), masks in _paste_regions(mask_probs, boxes, shape, threshold):
+        pasted[index, rows, columns] = masks
+    return pasted
+
+
+def paste_rle(
+    mask_probs: Tensor, boxes: Tensor, shape: tuple[int, int], threshold: float
+) -> list[dict]:
+    """As :func:`paste_masks`, as RLE: no image-sized map is kept per box."""
+    encoded = []
+    for _, (rows, columns), masks in _paste_regions(mask_probs, boxes, shape, threshold):
+        encoded += encode_region(masks, (int(columns.start), int(rows.start)), shape)
+    return encoded
+
+
+def _paste_regions(
+    mask_probs: Tensor, boxes: Tensor, shape: tuple[int, int], threshold: float
+) -> Iterator[tuple[Tensor, tuple[slice, slice], Tensor]]:
+    """Yield indices of some boxes, a region that holds them, and their masks there, bool."""
     # One by one on a CPU, where only the pixels of the box are computed.
     on_cpu = boxes.device.type == 'cpu'
+    whole = (slice(0, shape[0]), slice(0, shape[1]))
     for index in torch.arange(len(boxes), device=boxes.device).split(1 if on_cpu else 32):
+        if len(index) == 0:  # what `split` makes of no boxes
+            return
         probs, region = _do_paste_mask(
             mask_probs[index, None], boxes[index], *shape, skip_empty=on_cpu
         )
-        pasted[(index, *region)] = probs >= threshold
-    return pasted
+        yield index, region or whole, probs >= threshold
 
 
 @MODELS.register_module()
@@ -81,8 +101,9 @@ class EVACascadeRoIHead(CascadeRoIHead):
         **kwargs: see :class:`mmdet.models.CascadeRoIHead`. ``test_cfg`` takes ``score_thr``
             (strict), ``nms``, ``max_per_img`` (-1 keeps all, which the published evaluation with
             soft-NMS does; a positive number caps the boxes before the mask head and so bounds its
-            work), ``mask_thr_binary``, and ``maskness`` (multiply each score by the mean of its
-            mask probabilities above 0.5).
+            work), ``mask_thr_binary``, ``maskness`` (multiply each score by the mean of its
+            mask probabilities above 0.5), and ``rle_masks`` (give masks as RLE, encoded one by
+            one: for evaluation of very many boxes; pictures need the bool maps).
     """
 
     def __init__(self, stage_target_stds: Sequence[Sequence[float]], **kwargs):
@@ -206,7 +227,8 @@ class EVACascadeRoIHead(CascadeRoIHead):
 
         Returns:
             Per image ``bboxes`` (n, 4), ``scores`` (n,), ``labels`` (n,) and, with a mask head,
-            ``masks`` (n, H, W) bool. Boxes are clipped to the image and never empty.
+            ``masks`` (n, H, W) bool, or n RLEs with ``rle_masks``. Boxes are clipped to the image
+            and never empty.
         """
         img_metas = [sample.metainfo for sample in batch_data_samples]
         results_list = self.predict_bbox(x, img_metas, rpn_results_list, self.test_cfg)
@@ -290,5 +312,6 @@ class EVACascadeRoIHead(CascadeRoIHead):
         if self.with_mask:
             threshold = self.test_cfg.mask_thr_binary
             probs = results.pop('mask_probs')
-            results.masks = paste_masks(probs, results.bboxes, shape, threshold)
+            paste = paste_rle if self.test_cfg.get('rle_masks', False) else paste_masks
+            results.masks = paste(probs, results.bboxes, shape, threshold)
         return results

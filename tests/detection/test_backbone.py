@@ -163,3 +163,24 @@ def test_an_image_that_is_too_large_is_named():
     data = dict(inputs=[torch.zeros(3, 9, 4)], data_samples=[sample])
     with pytest.raises(ValueError, match=r'holiday.jpg of \(9, 4\) pixels.*pad_size=\(8, 8\)'):
         preprocessor(data)
+
+
+def test_frozen_blocks_keep_no_activations_and_their_weights():
+    def saved(frozen: int) -> tuple[int, EVAViTDet]:
+        model = randomized(EVAViTDet(**TINY, frozen_blocks=frozen)).train()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.append(t.numel()) or t, lambda t: t
+        ):
+            (feature,) = model(torch.randn(1, 3, 128, 128))
+        feature.sum().backward()
+        return sum(sizes), model
+
+    whole, _ = saved(0)
+    half, model = saved(len(model_blocks := EVAViTDet(**TINY).blocks) // 2)
+    assert half < 0.6 * whole
+    for name, param in model.named_parameters():
+        frozen = not name.startswith('blocks.') or int(name.split('.')[1]) < len(model_blocks) // 2
+        assert (param.grad is None) == frozen, name
+    with pytest.raises(ValueError, match='frozen_blocks should lie in'):
+        EVAViTDet(**TINY, frozen_blocks=len(model_blocks) + 1)

@@ -325,6 +325,27 @@ def test_predictions_and_their_file_agree(demo, tmp_path, masks):
     assert [file.name for file in written.parent.iterdir()] == ['out.json']
 
 
+@pytest.mark.parametrize('max_dets', [20, 300])
+def test_what_cannot_count_is_not_gathered(demo, tmp_path, max_dets):
+    """Cut before masks are encoded and gathered: the result is the same, ties included."""
+    path = demo / 'annotations' / 'lvis_v1_val.json'
+    data = json.loads(path.read_text())
+    detections = made_detections(data, crowded=1, crowd_size=330)
+    metric = EVALVISMetric(str(path), metric=['bbox', 'segm'], max_dets=max_dets)
+    metric.dataset_meta = dict(classes=[c['name'] for c in data['categories']])
+    samples = list(samples_of(data, detections, 'rle'))
+    metric.process({}, samples)
+    gathered = sum(len(prediction['scores']) for _, prediction in metric.results)
+    assert gathered == sum(len(prediction['masks']) for _, prediction in metric.results)
+    assert gathered < len(detections)
+    assert max(len(prediction['scores']) for _, prediction in metric.results) <= max_dets
+    made = tmp_path / 'made.json'
+    made.write_text(json.dumps(detections))
+    assert metric.evaluate(len(samples)) == pytest.approx(
+        metric.evaluate_results_file(str(made)), abs=1e-12
+    )
+
+
 def test_format_only_writes_and_evaluates_nothing(tmp_path):
     data = tiny_lvis()
     path = tmp_path / 'lvis.json'

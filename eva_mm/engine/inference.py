@@ -1,0 +1,574 @@
+"""Run a model on pictures and videos of one's own: what `tools/infer.py` does.
+
+Finding inputs, batches, files and broken inputs are the same for every task and lie here. A task
+brings a :class:`Predictor`, which is found by the registry scope of its config, so that no task
+knows of another.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import eva_mm
+from eva_mm.errors import InputError, UnreadableFileError, UsageError
+from eva_mm.zoo.table import SCHEME, TASKS, PublishedModel, find_model
+
+from .launch import load_config
+from .saving import TEMPORARY, write_whole
+
+# Scope of a config (`default_scope`) -> class that runs its models, a `Predictor`.
+PREDICTORS = {'mmdet': 'eva_mm.detection.inference.DetectionPredictor'}
+
+IMAGE_SUFFIXES = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
+    '.pbm', '.gif',
+)  # fmt: skip
+VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
+_CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+# A batch ends here too: many a model gives bitmaps of the image's own size, a hundred per image.
+MAX_BATCH_PIXELS = 32_000_000
+_DEFAULT_RATE = 25.0  # frames per second of a video that does not tell
+_CUT_SHORT = 0.95  # of the frames that a video promises; containers are off by a few
+
+
+class Predictor(Protocol):
+    """What a task brings. Images are (H, W, 3) uint8 in BGR order, upright.
+
+    Attributes:
+        categories: ``[{'id': int, 'name': str}, ...]``, what the records' category ids mean.
+    """
+
+    categories: list[dict]
+
+    def load(self, path: str) -> np.ndarray:
+        """Read an image file as the config's test pipeline does; any exception means: broken."""
+
+    def prepare(self, image: np.ndarray) -> Any:
+        """One image through the rest of the test pipeline."""
+
+    def predict(self, samples: Sequence[Any]) -> list[Any]:
+        """A batch of what :meth:`prepare` returned through the model."""
+
+    def records(self, prediction: Any, image_id: int) -> list[dict]:
+        """Results of an image as JSON values, each with ``image_id``."""
+
+    def draw(self, image: np.ndarray, prediction: Any) -> np.ndarray:
+        """The image with its results drawn; all frames of a video become equally large."""
+
+
+class Choice(NamedTuple):
+    """A config (file or name) and its checkpoint (path, URL or ``eva://`` name)."""
+
+    config: str
+    checkpoint: str
+
+
+class Source(NamedTuple):
+    """An input file.
+
+    Attributes:
+        path: of the file.
+        name: relative to the folder that was given, with ``/``; the file's name otherwise.
+        is_video: by its suffix.
+    """
+
+    path: Path
+    name: str
+    is_video: bool
+
+
+@dataclass
+class Frame:
+    """An image on its way through the model; ``index`` counts from 0 in a video, else None."""
+
+    source: Source
+    index: int | None
+    image: np.ndarray
+    sample: Any
+
+    @property
+    def name(self) -> str:
+        """Of the image in the files that are written."""
+        return self.source.name if self.index is None else f'{self.source.name}#{self.index:06d}'
+
+
+@dataclass
+class Report:
+    """What was done.
+
+    Attributes:
+        out: folder that was written.
+        images: number of images, frames of videos included.
+        videos: number of videos of which at least one frame was read.
+        results: number of records.
+        skipped: name of a file -> why it, or the rest of it, was left out.
+    """
+
+    out: Path
+    images: int = 0
+    videos: int = 0
+    results: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 all done, 1 nothing could be read, 3 some of it was skipped."""
+        if not self.skipped:
+            return 0
+        return 3 if self.images else 1
+
+    def text(self) -> str:
+        """Summary in a few lines."""
+        of_videos = f' (with all frames of {_count(self.videos, "video")})' if self.videos else ''
+        lines = [
+            f'{_count(self.images, "image")}{of_videos}, {_count(self.results, "result")}: '
+            f'{self.out / "results.json"}, file names and ids in {self.out / "images.json"}'
+        ]
+        if self.skipped:
+            lines.append(f'skipped {len(self.skipped)}:')
+            lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
+        return '\n'.join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f'{number} {what}' + ('' if number == 1 else 's')
+
+
+# -------------------------------------------------------------------------------- model and config
+
+
+def choose_model(text: str) -> Choice:
+    """Config and checkpoint that `--model` names.
+
+    Args:
+        text: a published name (``eva_lvis``, also ``eva://eva_lvis``), which comes with the config
+            that tests it as published, or ``CONFIG:CHECKPOINT``.
+
+    Raises:
+        UsageError: neither; a checkpoint or config alone; a checkpoint that is not there.
+        InputError: no published model of that name (near ones are told).
+    """
+    if ':' in text and not text.startswith(SCHEME):
+        # A drive letter is no config.
+        start = 2 if text[1:2] == ':' and text[2:3] in ('\\', '/') else 0
+        config, separator, checkpoint = text[start:].partition(':')
+        if separator and config and checkpoint:
+            if '://' not in checkpoint and not Path(checkpoint).is_file():
+                raise UsageError(f'--model {text}: checkpoint {checkpoint} not found')
+            return Choice(text[:start] + config, checkpoint)
+    if text.endswith('.py'):
+        raise UsageError(f'--model {text}: a config needs its checkpoint, {text}:CHECKPOINT')
+    if Path(text).is_file():
+        raise UsageError(
+            f'--model {text}: a checkpoint needs its config, CONFIG:{text} (the run that wrote it '
+            'left its config beside it, a .py file)'
+        )
+    if text.endswith(_CHECKPOINT_SUFFIXES) and '/' in text.removeprefix(SCHEME):
+        raise UsageError(f'--model {text}: no such file; expected NAME or CONFIG:CHECKPOINT')
+    return _published_choice(find_model(text))
+
+
+def _published_choice(model: PublishedModel) -> Choice:
+    path = model.test_config or model.config
+    if path is None:
+        raise UsageError(f'--model {model.name}: {model.description}; it has no config to run')
+    try:
+        config = eva_mm.config_path(path.removeprefix('configs/'))
+    except ValueError as error:
+        what = TASKS[model.task]
+        raise UsageError(f'--model {model.name} ({what}): its config {path} is not here') from error
+    return Choice(str(config), SCHEME + model.name)
+
+
+def build_predictor(
+    choice: Choice, cfg_options: Mapping[str, Any] | None = None, **options: Any
+) -> Predictor:
+    """Build a model for inference.
+
+    Args:
+        choice: from :func:`choose_model`.
+        cfg_options: dotted key -> value, merged into the config.
+        **options: of the task's class: ``device``, ``score_thr``, ``classes``.
+
+    Raises:
+        UsageError: the config is none of a task that is known here; see also `load_config`.
+    """
+    cfg: Config = load_config(choice.config, cfg_options)
+    scope = cfg.get('default_scope')
+    if scope not in PREDICTORS:
+        raise UsageError(
+            f'{choice.config} has default_scope {scope!r}; inference knows {", ".join(PREDICTORS)}'
+        )
+    module, _, name = PREDICTORS[scope].rpartition('.')
+    return getattr(importlib.import_module(module), name)(cfg, choice.checkpoint, **options)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that torch does not know or this machine lacks.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f'--device {device} cannot be used: {reason}') from error
+
+
+# ------------------------------------------------------------------------------------------ inputs
+
+
+def find_sources(given: str, out: Path | None = None) -> list[Source]:
+    """Files to run on.
+
+    Args:
+        given: an image, a video, or a folder, which is searched with all folders below.
+        out: folder of results; what lies in it is no input.
+
+    Returns:
+        Sorted by name. In a folder, files of other kinds and hidden ones are passed over.
+
+    Raises:
+        UsageError: no such file or folder, or a folder with nothing to run on.
+    """
+    root = Path(given)
+    if root.is_file():
+        return [Source(root, root.name, root.suffix.lower() in VIDEO_SUFFIXES)]
+    if not root.is_dir():
+        raise UsageError(f'{given}: no such image, video or folder')
+    own = None if out is None else out.resolve()
+    sources = []
+    for path in root.rglob('*'):
+        name, suffix = path.relative_to(root), path.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file():
+            continue
+        if any(part.startswith('.') for part in name.parts) or _is_below(path, own):
+            continue
+        sources.append(Source(path, name.as_posix(), suffix in VIDEO_SUFFIXES))
+    if not sources:
+        known = ' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        raise UsageError(f'{given} holds no image and no video ({known})')
+    return sorted(sources, key=lambda source: source.name)
+
+
+def _is_below(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder)
+
+
+def number_of_frames(source: Source) -> int:
+    """Images in a source: 1, or the frames that a video promises (at least 1)."""
+    if not source.is_video:
+        return 1
+    video = cv2.VideoCapture(str(source.path))
+    try:
+        return max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
+    finally:
+        video.release()
+
+
+def read_video(source: Source) -> Iterator[np.ndarray]:
+    """Frames of a video, one after the other; OpenCV turns them upright.
+
+    Raises:
+        UnreadableFileError: it cannot be opened, has no frame, or ends early.
+    """
+    video = cv2.VideoCapture(str(source.path))
+    try:
+        promised, number = video.get(cv2.CAP_PROP_FRAME_COUNT), 0
+        while True:
+            read, image = video.read()
+            if not read:
+                break
+            number += 1
+            yield image
+    finally:
+        video.release()
+    if not number:
+        raise UnreadableFileError('no frame can be read; is it a video?')
+    if number < _CUT_SHORT * promised:
+        raise UnreadableFileError(f'only {number} of {promised:.0f} frames can be read')
+
+
+def read_frames(
+    sources: Iterable[Source], predictor: Predictor, skip: Callable[[Source, Exception], None]
+) -> Iterator[Frame]:
+    """Images of all sources, ready for the model.
+
+    Args:
+        sources: in order.
+        predictor: reads and prepares them.
+        skip: told of each source that cannot be read (to its end), with the reason.
+    """
+    for source in sources:
+        try:
+            if source.is_video:
+                images = enumerate(read_video(source))
+            else:
+                images = iter([(None, predictor.load(str(source.path)))])
+            for index, image in images:
+                yield Frame(source, index, image, predictor.prepare(image))
+        except Exception as error:  # decoders raise anything when fed with garbage
+            skip(source, error)
+
+
+def batches(
+    frames: Iterable[Frame], size: int, max_pixels: int = MAX_BATCH_PIXELS
+) -> Iterator[list[Frame]]:
+    """Group frames by ``size``; fewer where they have more than ``max_pixels`` together."""
+    batch: list[Frame] = []
+    pixels = 0
+    for frame in frames:
+        area = frame.image.shape[0] * frame.image.shape[1]
+        if batch and pixels + area > max_pixels:
+            yield batch
+            batch, pixels = [], 0
+        batch.append(frame)
+        pixels += area
+        if len(batch) == size:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+# ----------------------------------------------------------------------------------------- outputs
+
+
+class RecordFile:
+    """A JSON list that is written record by record, under a temporary name until it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.number = path, 0
+        self._temporary = path.with_name(path.name + TEMPORARY)
+
+    def __enter__(self) -> RecordFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._temporary.open('w', encoding='utf-8')
+        return self
+
+    def add(self, record: dict) -> None:
+        """Append one record."""
+        self._file.write(('[' if not self.number else ',\n') + json.dumps(record))
+        self.number += 1
+
+    def __exit__(self, kind: type | None, *rest: Any) -> None:
+        self._file.write(']' if self.number else '[]')
+        self._file.close()
+        if kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink()
+
+
+class Drawings:
+    """Folder of drawn images and videos; frames of a video follow one another in :meth:`add`.
+
+    Images keep their names, with ``.png`` added where OpenCV cannot write the format; videos
+    become MP4. Every file has a temporary name until it is whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._source: Source | None = None
+        self._video: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> Drawings:
+        return self
+
+    def add(self, frame: Frame, picture: np.ndarray) -> None:
+        """Write a drawn image, or append a frame to its video.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if frame.source != self._source:
+            self._finish()
+        if frame.index is None:
+            self._write_image(frame.source.name, picture)
+            return
+        if self._video is None:
+            self._open(frame.source, picture.shape[1::-1])
+        self._video.write(np.ascontiguousarray(picture))
+
+    def __exit__(self, kind: type | None, *rest: Any) -> None:
+        if kind is None:
+            self._finish()
+        elif self._video is not None:
+            self._video.release()
+            self._partial.unlink(missing_ok=True)
+
+    def _write_image(self, name: str, picture: np.ndarray) -> None:
+        path = self.folder / name
+        if not cv2.haveImageWriter(str(path)):
+            path = path.with_name(path.name + '.png')
+        done, content = cv2.imencode(path.suffix, picture)
+        if not done:
+            raise OSError(f'{path} could not be encoded')
+        write_whole(str(path), lambda file: file.write(content))
+
+    def _open(self, source: Source, size: tuple[int, int]) -> None:
+        path = self.folder / source.name
+        self._target = path if path.suffix == '.mp4' else path.with_name(path.name + '.mp4')
+        # The suffix tells OpenCV the container, so the temporary name must end in it.
+        self._partial = self._target.with_name(f'.{self._target.stem}{TEMPORARY}.mp4')
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        rate = _frame_rate(source)
+        code = cv2.VideoWriter_fourcc(*'mp4v')
+        video = cv2.VideoWriter(str(self._partial), code, rate, size)
+        if not video.isOpened():
+            raise OSError(f'{self._target}: OpenCV cannot write videos here')
+        self._source, self._video = source, video
+
+    def _finish(self) -> None:
+        if self._video is None:
+            return
+        self._video.release()
+        self._source = self._video = None
+        os.replace(self._partial, self._target)
+
+
+def _frame_rate(source: Source) -> float:
+    video = cv2.VideoCapture(str(source.path))
+    try:
+        rate = video.get(cv2.CAP_PROP_FPS)
+    finally:
+        video.release()
+    return rate if 0 < rate < 1000 else _DEFAULT_RATE
+
+
+def _image_row(frame: Frame, image_id: int) -> dict:
+    height, width = frame.image.shape[:2]
+    row = dict(id=image_id, file_name=frame.name, width=width, height=height)
+    if frame.index is not None:
+        row.update(video=frame.source.name, frame=frame.index)
+    return row
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def run(
+    predictor: Predictor,
+    sources: Sequence[Source],
+    out: Path,
+    batch_size: int = 1,
+    draw: bool = True,
+    info: Mapping[str, Any] | None = None,
+) -> Report:
+    """Run a model on files, and write ``results.json``, ``images.json`` and ``drawn/``.
+
+    Args:
+        predictor: the model.
+        sources: what to run on, from :func:`find_sources`.
+        out: folder to write; files of an earlier run are replaced.
+        batch_size: images that go through the model together, also across files.
+        draw: whether to draw.
+        info: what ``images.json`` is to tell under ``info``.
+
+    Returns:
+        What was done. Files that cannot be read are in its ``skipped``, and the run goes on.
+    """
+    report, rows = Report(out), []
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        bar = stack.enter_context(_progress())
+        task = bar.add_task('', total=sum(map(number_of_frames, sources)))
+        results = stack.enter_context(RecordFile(out / 'results.json'))
+        drawings = stack.enter_context(Drawings(out / 'drawn')) if draw else None
+
+        def skip(source: Source, error: Exception) -> None:
+            report.skipped[source.name] = _describe(error)
+            text = f'skipped {source.name}: {_describe(error)}'
+            bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            bar.advance(task)
+
+        for batch in batches(read_frames(sources, predictor, skip), batch_size):
+            predictions = predictor.predict([frame.sample for frame in batch])
+            for frame, prediction in zip(batch, predictions):
+                rows.append(_image_row(frame, len(rows) + 1))
+                for record in predictor.records(prediction, rows[-1]['id']):
+                    results.add({**record, 'file_name': frame.name})
+                if drawings:
+                    drawings.add(frame, predictor.draw(frame.image, prediction))
+                bar.advance(task)
+    table = dict(
+        info=dict(info or {}), images=rows, annotations=[], categories=predictor.categories
+    )
+    text = json.dumps(table, ensure_ascii=False, indent=1).encode()
+    write_whole(str(out / 'images.json'), lambda file: file.write(text))
+    report.images, report.results = len(rows), results.number
+    report.videos = len({row['video'] for row in rows if 'video' in row})
+    return report
+
+
+def _progress() -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn('images'), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _describe(error: Exception) -> str:
+    """One line; the class is told where its message alone would be puzzling."""
+    text = re.sub(r' <_io\.BytesIO object at \w+>', '', ' '.join(str(error).split()))
+    return text if isinstance(error, (InputError, OSError)) else f'{type(error).__name__}: {text}'
+
+
+def infer(
+    given: str,
+    model: str,
+    out: str | None = None,
+    batch_size: int = 1,
+    draw: bool = True,
+    device: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Run a model on an image, a video or a folder of both.
+
+    Args:
+        given: see :func:`find_sources`.
+        model: see :func:`choose_model`.
+        out: folder to write; ``work_dirs/infer/NAME`` by default, NAME being the input's.
+        batch_size: see :func:`run`.
+        draw: see :func:`run`.
+        device: as torch names it; a GPU if there is one by default.
+        cfg_options: dotted key -> value, merged into the config.
+        **options: of the task's predictor; detectors: ``score_thr``, ``classes``.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: of the command line, the config or the checkpoint, before anything is written.
+    """
+    if batch_size < 1:
+        raise UsageError(f'--batch-size takes a number of images, 1 or more, not {batch_size}')
+    check_device(device)
+    folder = Path(out) if out else Path('work_dirs', 'infer', Path(given).resolve().stem)
+    with suppress(OSError):
+        if folder.resolve() == Path(given).resolve():
+            raise UsageError(f'--out {out} is the input itself; results need a folder of their own')
+    sources = find_sources(given, folder)
+    choice = choose_model(model)
+    predictor = build_predictor(choice, cfg_options, device=device, **options)
+    info = dict(description='made by eva_mm', config=choice.config, checkpoint=choice.checkpoint)
+    info |= {key: value for key, value in options.items() if value is not None}
+    return run(predictor, sources, folder, batch_size, draw, info)

@@ -1,0 +1,126 @@
+"""What is counted as a confusion, and what is not."""
+
+import json
+import runpy
+
+import cv2
+import numpy as np
+import pytest
+
+from eva_mm.detection.confusion import Confusions, count_confusions, draw_confusions
+from eva_mm.errors import InputError
+
+from ..helpers import ROOT
+
+CAT, DOG, COW = 3, 7, 9
+BOX, FAR, CROWD = [0, 0, 20, 20], [60, 60, 20, 20], [20, 60, 30, 30]
+
+
+def write(folder, annotations, results, **image):
+    """Files of one image; annotations and results are tuples of their values."""
+    image = dict(id=5, width=100, height=100, **image)
+    truth = [
+        dict(id=i, image_id=5, category_id=c, bbox=b, area=b[2] * b[3], iscrowd=crowd)
+        for i, (c, b, crowd) in enumerate(annotations, start=1)
+    ]
+    found = [dict(image_id=5, category_id=c, bbox=b, score=s) for c, b, s in results]
+    # Not in the order of ids, which that of the rows is.
+    categories = [
+        dict(id=i, name=n, frequency='f') for i, n in ((DOG, 'dog'), (COW, 'cow'), (CAT, 'cat'))
+    ]
+    data = dict(images=[image], annotations=truth, categories=categories)
+    (folder / 'truth.json').write_text(json.dumps(data))
+    (folder / 'found.json').write_text(json.dumps(found))
+    return str(folder / 'truth.json'), str(folder / 'found.json')
+
+
+def cells(confusions) -> dict:
+    names = [*confusions.names, None]
+    counts = {(names[r], names[c]): int(n) for (r, c), n in np.ndenumerate(confusions.counts)}
+    return {cell: n for cell, n in counts.items() if n}
+
+
+def test_each_kind_of_error_has_its_cell(tmp_path):
+    found = count_confusions(
+        *write(
+            tmp_path,
+            [(CAT, BOX, 0), (DOG, FAR, 0)],
+            [
+                (DOG, [1, 0, 20, 20], 0.9),  # takes the cat
+                (CAT, BOX, 0.8),  # finds it taken
+                (DOG, FAR, 0.2),  # below the threshold
+                (COW, [60, 68, 20, 20], 0.9),  # overlaps by 0.43
+            ],
+        )
+    )
+    assert found.names == ['cat', 'dog', 'cow']
+    assert cells(found) == {
+        ('cat', 'dog'): 1,
+        (None, 'cat'): 1,
+        (None, 'cow'): 1,
+        ('dog', None): 1,
+    }
+    assert found.worst(5) == [('cat', 'dog', 1, 1.0)]
+
+
+def test_thresholds_count(tmp_path):
+    files = write(tmp_path, [(DOG, FAR, 0)], [(DOG, [60, 68, 20, 20], 0.2)])
+    assert cells(count_confusions(*files)) == {('dog', None): 1}
+    assert cells(count_confusions(*files, score_thr=0.1, iou_thr=0.4)) == {('dog', 'dog'): 1}
+
+
+def test_crowds_are_neither_missed_nor_false(tmp_path):
+    inside = [(DOG, [22, 62, 5, 5], 0.9), (DOG, [40, 70, 5, 5], 0.9)]
+    assert cells(count_confusions(*write(tmp_path, [(DOG, CROWD, 1)], inside))) == {}
+
+
+@pytest.mark.parametrize(
+    ('listed', 'counted'),
+    [
+        (dict(neg_category_ids=[], not_exhaustive_category_ids=[]), 0),
+        (dict(neg_category_ids=[DOG], not_exhaustive_category_ids=[]), 1),
+        (dict(neg_category_ids=[DOG], not_exhaustive_category_ids=[DOG]), 0),
+    ],
+)
+def test_lvis_counts_only_what_was_judged(tmp_path, listed, counted):
+    files = write(tmp_path, [(CAT, BOX, 0)], [(CAT, BOX, 0.9), (DOG, FAR, 0.9)], **listed)
+    assert cells(count_confusions(*files)).pop((None, 'dog'), 0) == counted
+
+
+def test_the_most_confused_are_drawn(tmp_path):
+    counts = np.diag([50] * 40)
+    counts[3, 8] = 9
+    counts[20, 8] = 4
+    confusions = Confusions([f'c{i}' for i in range(39)], counts)
+    assert confusions.worst(1) == [('c3', 'c8', 9, 9 / 59)]
+    kept = confusions.most_confused(3)
+    assert kept.names == ['c3', 'c8', 'c20']
+    assert cells(kept)['c20', 'c8'] == 4
+    small, large = (draw_confusions(confusions, tmp_path / f'{n}.png', n) for n in (3, 30))
+    assert cv2.imread(str(small)).shape[0] < cv2.imread(str(large)).shape[0]
+
+
+def test_no_annotations_and_no_results(tmp_path):
+    found = count_confusions(*write(tmp_path, [], []))
+    assert cells(found) == {}
+    assert found.worst(3) == []
+    assert draw_confusions(found, tmp_path / 'empty.png').stat().st_size
+
+
+def test_the_tool_tells_and_draws(tmp_path, capsys):
+    files = write(tmp_path, [(CAT, BOX, 0)], [(DOG, BOX, 0.9)])
+    main = runpy.run_path(str(ROOT / 'tools' / 'look.py'))['main']
+    main(['confusion', *files, '--out', str(tmp_path / 'c.png')])
+    assert '100.0 % of cat taken for dog' in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / 'c.png')) is not None
+    with pytest.raises(SystemExit, match='^look.py: .*gone.json'):
+        main(['confusion', files[0], 'gone.json', '--out', str(tmp_path / 'd.png')])
+
+
+def test_results_without_boxes_are_refused(tmp_path):
+    truth, found = write(tmp_path, [], [])
+    runs = dict(size=[100, 100], counts='PPYo1')
+    record = dict(image_id=5, category_id=CAT, score=0.5, segmentation=runs)
+    (tmp_path / 'found.json').write_text(json.dumps([record]))
+    with pytest.raises(InputError, match='expected a bbox'):
+        count_confusions(truth, found)

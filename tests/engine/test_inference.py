@@ -1,0 +1,323 @@
+"""Inputs, batches, files and errors of inference, with a model that measures brightness."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import eva_mm
+from eva_mm.engine import inference
+from eva_mm.engine.inference import Source, choose_model, find_sources, infer, run
+from eva_mm.errors import InputError, UsageError
+from tests.toy_task import config_text
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Brightness:
+    """Gives one result per image, its mean, and draws it inverted."""
+
+    categories = [dict(id=1, name='mean')]
+
+    def __init__(self):
+        self.sizes = []
+
+    def load(self, path):
+        image = cv2.imread(path)
+        if image is None:
+            raise OSError('no image')
+        return image
+
+    def prepare(self, image):
+        if image.shape[0] == 1:
+            raise ZeroDivisionError('too thin')
+        return image.mean()
+
+    def predict(self, samples):
+        self.sizes.append(len(samples))
+        return samples
+
+    def records(self, prediction, image_id):
+        return [dict(image_id=image_id, category_id=1, score=float(prediction))]
+
+    def draw(self, image, prediction):
+        return 255 - image
+
+
+def gray(level, height=24, width=32):
+    return np.full((height, width, 3), level, dtype=np.uint8)
+
+
+def write_video(path, levels, rate=10):
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, (32, 24))
+    assert video.isOpened()
+    for level in levels:
+        video.write(gray(level))
+    video.release()
+
+
+def read_video(path):
+    video = cv2.VideoCapture(str(path))
+    frames = []
+    while (frame := video.read())[0]:
+        frames.append(frame[1])
+    return frames, video.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images and a video in two folders, and files that are none."""
+    root = tmp_path / 'photos'
+    (root / 'summer' / 'sea').mkdir(parents=True)
+    cv2.imwrite(str(root / 'a.png'), gray(10))
+    cv2.imwrite(str(root / 'summer' / 'sea' / 'a.PNG'), gray(200, 40, 20))
+    write_video(root / 'summer' / 'clip.avi', [0, 60, 120, 180, 240])
+    (root / 'summer' / 'torn.jpg').write_bytes(b'\xff\xd8\xff')
+    (root / 'summer' / 'empty.mp4').write_bytes(b'')
+    cv2.imwrite(str(root / 'thin.png'), gray(10, 1, 50))
+    (root / 'notes.txt').write_text('no image')
+    (root / '._a.png').write_text('of another system')
+    return root
+
+
+def results_of(out):
+    table = json.loads((out / 'images.json').read_text())
+    return table, json.loads((out / 'results.json').read_text())
+
+
+def test_folder_with_broken_files(folder, tmp_path, capsys):
+    out, model = tmp_path / 'out', Brightness()
+    report = run(model, find_sources(str(folder)), out, batch_size=3, info=dict(by='test'))
+    table, results = results_of(out)
+
+    assert [row['file_name'] for row in table['images']] == [
+        'a.png',
+        *(f'summer/clip.avi#{index:06d}' for index in range(5)),
+        'summer/sea/a.PNG',
+    ]
+    assert [row['id'] for row in table['images']] == [1, 2, 3, 4, 5, 6, 7]
+    assert table['images'][6] == dict(id=7, file_name='summer/sea/a.PNG', width=20, height=40)
+    assert table['images'][2]['video'] == 'summer/clip.avi'
+    assert table['images'][2]['frame'] == 1
+    assert table['categories'] == Brightness.categories
+    assert table['info'] == dict(by='test')
+    assert model.sizes == [3, 3, 1]
+
+    assert [r['image_id'] for r in results] == [1, 2, 3, 4, 5, 6, 7]
+    assert [r['file_name'] for r in results] == [row['file_name'] for row in table['images']]
+    assert results[0]['score'] == 10
+    assert np.allclose([r['score'] for r in results[1:6]], [0, 60, 120, 180, 240], atol=6)
+
+    assert report.skipped.keys() == {'summer/torn.jpg', 'summer/empty.mp4', 'thin.png'}
+    assert report.skipped['summer/torn.jpg'] == 'no image'
+    assert report.skipped['thin.png'] == 'ZeroDivisionError: too thin'
+    assert (report.images, report.videos, report.results, report.status) == (7, 1, 7, 3)
+    assert 'skipped 3:\n' in report.text()
+    assert 'thin.png: ZeroDivisionError: too thin' in report.text()
+    assert 'skipped summer/torn.jpg: no image' in capsys.readouterr().err
+
+
+def test_drawings_keep_names_and_are_whole(folder, tmp_path):
+    out = tmp_path / 'out'
+    run(Brightness(), find_sources(str(folder)), out, batch_size=4)
+    drawn = {p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file()}
+    assert drawn == {
+        'images.json',
+        'results.json',
+        'drawn/a.png',
+        'drawn/summer/clip.avi.mp4',
+        'drawn/summer/sea/a.PNG',
+    }
+    assert (cv2.imread(str(out / 'drawn' / 'a.png')) == 245).all()
+    frames, rate = read_video(out / 'drawn' / 'summer' / 'clip.avi.mp4')
+    assert rate == 10
+    assert np.allclose([frame.mean() for frame in frames], [255, 195, 135, 75, 15], atol=8)
+
+
+def test_without_drawing_there_are_two_files(folder, tmp_path):
+    out = tmp_path / 'out'
+    run(Brightness(), find_sources(str(folder)), out, draw=False)
+    assert {p.name for p in out.iterdir()} == {'images.json', 'results.json'}
+
+
+def test_formats_that_opencv_cannot_write_become_png(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, 'haveImageWriter', lambda path: not path.endswith('.bmp'))
+    cv2.imwrite(str(tmp_path / 'a.bmp'), gray(5))
+    run(Brightness(), find_sources(str(tmp_path)), tmp_path / 'out')
+    assert [p.name for p in (tmp_path / 'out' / 'drawn').iterdir()] == ['a.bmp.png']
+
+
+def test_a_failure_of_the_model_leaves_earlier_results_alone(tmp_path):
+    write_video(tmp_path / 'clip.mp4', range(0, 200, 20))
+    sources, out = find_sources(str(tmp_path)), tmp_path / 'out'
+    run(Brightness(), sources, out)
+    before = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    assert len(before) == 3
+
+    class Failing(Brightness):
+        def predict(self, samples):
+            if len(self.sizes) == 4:
+                raise RuntimeError('out of memory')
+            return super().predict(samples)
+
+    with pytest.raises(RuntimeError, match='out of memory'):
+        run(Failing(), sources, out)
+    assert {p: p.read_bytes() for p in out.rglob('*') if p.is_file()} == before
+
+
+def test_nothing_readable_is_a_failure(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'')
+    report = run(Brightness(), find_sources(str(tmp_path)), tmp_path / 'out')
+    assert report.status == 1
+    assert results_of(tmp_path / 'out')[1] == []
+
+
+def test_everything_readable_is_a_success(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), gray(5))
+    report = run(Brightness(), find_sources(str(tmp_path / 'a.png')), tmp_path / 'out')
+    assert report.status == 0
+    assert report.text().startswith('1 image, 1 result: ')
+    assert 'skipped' not in report.text()
+
+
+def test_a_video_that_ends_early_is_told_and_kept(tmp_path, monkeypatch):
+    write_video(tmp_path / 'clip.mp4', range(10))
+    frames = iter(range(6))
+
+    class Torn:
+        def __init__(self, path):
+            self.video = capture(path)
+
+        def get(self, key):
+            return self.video.get(key)
+
+        def read(self):
+            return self.video.read() if next(frames, None) is not None else (False, None)
+
+        def release(self):
+            self.video.release()
+
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(inference.cv2, 'VideoCapture', Torn)
+    report = run(Brightness(), find_sources(str(tmp_path)), tmp_path / 'out')
+    monkeypatch.undo()
+    assert report.skipped == {'clip.mp4': 'only 6 of 10 frames can be read'}
+    assert (report.images, report.videos, report.status) == (6, 1, 3)
+    assert len(read_video(tmp_path / 'out' / 'drawn' / 'clip.mp4')[0]) == 6
+
+
+def test_batches_end_at_the_size_or_at_the_pixels():
+    source = Source(Path('a'), 'a', False)
+    frames = [
+        inference.Frame(source, None, np.empty((10, width, 3), np.uint8), None)
+        for width in (1, 1, 1, 1, 5, 30, 2)
+    ]
+
+    def widths(size, pixels):
+        groups = inference.batches(frames, size, pixels)
+        return [[frame.image.shape[1] for frame in group] for group in groups]
+
+    assert widths(3, 10**6) == [[1, 1, 1], [1, 5, 30], [2]]
+    assert widths(9, 80) == [[1, 1, 1, 1], [5], [30], [2]]
+    assert widths(1, 1) == [[1], [1], [1], [1], [5], [30], [2]]
+
+
+def test_results_of_an_earlier_run_are_no_input(folder):
+    out = folder / 'out'
+    first = find_sources(str(folder), out)
+    run(Brightness(), first, out)
+    assert find_sources(str(folder), out) == first
+    assert len(find_sources(str(folder))) == len(first) + 3
+
+
+def test_a_single_file_goes_by_its_name(folder):
+    assert [s.name for s in find_sources(str(folder / 'summer' / 'torn.jpg'))] == ['torn.jpg']
+    assert find_sources(str(folder / 'summer' / 'clip.avi'))[0].is_video
+
+
+def test_inputs_that_are_not_there(tmp_path):
+    with pytest.raises(UsageError, match='missing.jpg: no such image, video or folder'):
+        find_sources(str(tmp_path / 'missing.jpg'))
+    (tmp_path / 'notes.txt').write_text('')
+    with pytest.raises(UsageError, match=r'holds no image and no video \(\.jpg '):
+        find_sources(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+@pytest.mark.parametrize('name', ['eva_lvis', 'eva://eva_lvis', 'eva_lvis.pth'])
+def test_published_names_bring_the_config_that_tests_them(name):
+    config = str(eva_mm.config_path('lvis/eva_cascade_1536_test'))
+    assert choose_model(name) == (config, 'eva://eva_lvis')
+
+
+def test_config_and_checkpoint(tmp_path):
+    file = tmp_path / 'best.pth'
+    file.write_bytes(b'')
+    assert choose_model(f'lvis/eva_cascade:{file}') == ('lvis/eva_cascade', str(file))
+    assert choose_model('a/b.py:eva://eva_lvis') == ('a/b.py', 'eva://eva_lvis')
+    assert choose_model('a.py:https://host/x.pth') == ('a.py', 'https://host/x.pth')
+    assert choose_model('C:\\runs\\a.py:eva://eva_lvis') == ('C:\\runs\\a.py', 'eva://eva_lvis')
+
+
+def test_models_that_cannot_be_found(tmp_path):
+    file = tmp_path / 'best.pth'
+    file.write_bytes(b'')
+    for text, message in {
+        str(file): f'a checkpoint needs its config, CONFIG:{file}',
+        str(tmp_path / 'none.pth'): 'no such file; expected NAME or CONFIG:CHECKPOINT',
+        'configs/lvis/eva_cascade.py': 'a config needs its checkpoint',
+        f'lvis/eva_cascade:{tmp_path}/none.pth': 'none.pth not found',
+        'eva_psz14to16': 'it has no config to run',
+    }.items():
+        with pytest.raises(UsageError) as error:
+            choose_model(text)
+        assert message in str(error.value)
+    with pytest.raises(InputError, match="unknown checkpoint 'eva_lvi', did you mean eva_lvis"):
+        choose_model('eva_lvi')
+
+
+def test_configs_of_unknown_tasks_are_refused(tmp_path):
+    config = tmp_path / 'toy.py'
+    config.write_text(config_text(tmp_path))
+    with pytest.raises(UsageError, match="has default_scope 'mmengine'; inference knows mmdet"):
+        inference.build_predictor(inference.Choice(str(config), 'eva://eva_lvis'))
+
+
+def test_wrong_options(tmp_path):
+    with pytest.raises(UsageError, match='--batch-size takes'):
+        infer(str(tmp_path), 'eva_lvis', batch_size=0)
+    with pytest.raises(UsageError, match='--device teapot cannot be used'):
+        infer(str(tmp_path), 'eva_lvis', device='teapot')
+    with pytest.raises(UsageError, match='is the input itself'):
+        infer(str(tmp_path), 'eva_lvis', out=str(tmp_path))
+
+
+def test_every_predictor_exists():
+    pytest.importorskip('mmdet')
+    for dotted in inference.PREDICTORS.values():
+        module, _, name = dotted.rpartition('.')
+        path = ROOT.joinpath(*module.split('.')).with_suffix('.py')
+        assert f'class {name}' in path.read_text()
+
+
+def test_help_is_quick_and_errors_are_one_line(tmp_path):
+    tool = [sys.executable, str(ROOT / 'tools' / 'infer.py')]
+    shown = subprocess.run(
+        [sys.executable, '-X', 'importtime', *tool[1:], '--help'], capture_output=True, text=True
+    )
+    assert shown.returncode == 0
+    assert '--score-thr' in shown.stdout
+    assert '| mmdet' not in shown.stderr
+    assert '| torch\n' not in shown.stderr
+    wrong = subprocess.run(
+        [*tool, str(tmp_path / 'none'), '--model', 'eva_lvis'], capture_output=True, text=True
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().splitlines()[-1].startswith('infer.py: ')
+    assert 'Traceback' not in wrong.stderr

@@ -1,0 +1,128 @@
+"""The benchmarks' entry, and what their figures rest on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import common
+from benchmarks.__main__ import find_benchmarks, main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """A registered benchmark that takes an option, and a file of results of its own."""
+    find_benchmarks()
+    path = tmp_path / 'RESULTS.md'
+    monkeypatch.setattr('benchmarks.__main__.append', lambda text: common.append(text, path))
+
+    def run(sides=(1, 2)):
+        return [common.Table(('side', 'area'), [(s, s * s) for s in sides], 'Squares', ('Exact.',))]
+
+    common.benchmark('toy', 'squares', sides=lambda text: tuple(map(int, text.split(','))))(run)
+    yield path
+    del common.REGISTRY['toy']
+
+
+def test_a_run_is_printed_and_appended(toy, capsys):
+    assert main(['toy', '--set', 'sides=3,12']) == 0
+    assert main(['toy']) == 0
+    printed, kept = capsys.readouterr().out, toy.read_text()
+    assert kept.count('## toy, ') == 2
+    for text in ('| 12   | 144  |', '**Squares**', '* Exact.', 'Python 3', 'python -m benchmarks'):
+        assert text in kept
+        assert text in printed
+    assert kept.index('144') < kept.rindex('## toy')
+    assert [file.name for file in toy.parent.iterdir()] == ['RESULTS.md']
+
+
+def test_nothing_is_kept_on_request(toy):
+    main(['toy', '--no-save'])
+    assert not toy.exists()
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ([], 'name a benchmark'),
+        (['nothing'], "no benchmark 'nothing'; there are"),
+        (['toy', '--set', 'side=3'], r"expected KEY=VALUE with a key of ['sides']"),
+        (['toy', '--set', 'sides=x'], 'invalid literal'),
+    ],
+)
+def test_mistakes_are_named(toy, capsys, argv, message):
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_list_needs_no_host():
+    """So that a machine with PyTorch alone can run the benchmarks of the core."""
+    code = (
+        'import sys\n'
+        "for name in ('mmengine', 'mmcv', 'mmdet', 'lvis', 'cv2'): sys.modules[name] = None\n"
+        'from benchmarks.__main__ import main\n'
+        "main(['--list'])"
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ('evaluation', 'mask_output', 'detector_memory'):
+        assert name in done.stdout
+
+
+def test_peak_counts_what_was_given_back():
+    common.reset_peak_rss()
+    start = common.rss()
+    block = bytearray(b'x') * (64 * common.MIB)
+    del block
+    assert common.peak_rss() - start > 60 * common.MIB
+    common.reset_peak_rss()
+    assert common.peak_rss() - common.rss() < 32 * common.MIB
+
+
+def test_evaluators_agree_and_are_compared():
+    pytest.importorskip('lvis')
+    pytest.importorskip('mmdet')
+    from benchmarks.evaluation import evaluation
+
+    (table,) = evaluation(images=4, detections=(60,), kinds=('bbox',))
+    assert [row[3] for row in table.rows] == [
+        'ours, LVIS', 'lvis-api', 'ours, COCO', 'pycocotools',
+    ]  # fmt: skip
+    assert all(5 < float(row[-2]) < 95 for row in table.rows)
+
+
+def test_ways_to_rle_agree():
+    pytest.importorskip('mmdet')
+    from benchmarks.evaluation import mask_output
+
+    (table,) = mask_output(detections=(20,), repeats=1)
+    assert len({row[-1] for row in table.rows}) == 1
+    assert len(table.rows) == 3
+
+
+def test_options_lower_the_estimates():
+    pytest.importorskip('mmdet')
+    from benchmarks.detector_memory import estimate_inference, estimate_training
+
+    fp32 = estimate_inference('tiny', 256)
+    assert estimate_inference('tiny', 256, autocast=True, bf16_weights=True) < fp32
+    kept, half, every = (
+        estimate_training('small', 512, recomputed=which) for which in ('none', 'half', 'all')
+    )
+    assert every < half < kept
+    assert estimate_training('small', 512, recomputed='none', frozen=True) < kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('mode', 'side'), [('inference', 1024), ('training', 512)])
+def test_estimate_is_within_a_fifth_of_a_measured_peak(mode, side):
+    pytest.importorskip('mmdet')
+    from benchmarks import detector_memory
+
+    estimate = getattr(detector_memory, f'estimate_{mode}')('base', side)
+    measured = detector_memory.measure_in_child(mode, 'base', side)
+    assert estimate == pytest.approx(measured, rel=0.2)
