@@ -90,6 +90,8 @@ def draw_contact_sheet(
     else:
         listed = {record['id']: record for record in annotations['images']}
         chosen = [listed[image_id] for image_id in image_ids]
+    if not chosen:
+        raise ValueError(f'{annotations_json} has no image to draw')
     height = max(_fitted(record['height'], record['width'])[0] for record in chosen)
     pairs = []
     for record in chosen:

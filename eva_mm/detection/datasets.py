@@ -224,6 +224,9 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
         self._mask_loader = next(
             (t for t in self.pipeline.transforms if getattr(t, 'with_mask', False)), None
         )
+        self._boxes_alone = self._mask_loader is None and any(
+            getattr(t, 'with_bbox', False) for t in self.pipeline.transforms
+        )
         records = [
             self.parse_data_info(
                 dict(
@@ -421,7 +424,7 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
         if isinstance(mask, list) and mask:
             # A polygon needs three points; an instance without any is no instance in detectron2.
             mask = [part for part in mask if self._is_polygon(part, entry)]
-            if not mask and (self.test_mode or self._mask_loader is not None):
+            if not mask and (self.test_mode or not self._boxes_alone):
                 self._num_pointless += 1
                 return None
         elif isinstance(mask, dict):

@@ -25,6 +25,8 @@ def encode_region(masks: Tensor, corner: tuple[int, int], shape: tuple[int, int]
     """
     (x, y), (height, width) = corner, shape
     n, h, w = masks.shape
+    if not n:
+        return []
     # Runs go down the columns. One more row ends every run in its column, unless columns meet.
     side = h if h == height else h + 1
     columns = masks.new_zeros((n, w * side + 2))

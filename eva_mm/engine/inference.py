@@ -256,6 +256,8 @@ def find_sources(given: str, out: Path | None = None) -> list[Source]:
     if not root.is_dir():
         raise UsageError(f'{given}: no such image, video or folder')
     own = None if out is None else out.resolve()
+    if _is_below(root, own):
+        raise UsageError(f'--out {out} holds {given}: results need a folder of their own')
     sources = []
     for path in root.rglob('*'):
         name, suffix = path.relative_to(root), path.suffix.lower()

@@ -40,6 +40,8 @@ def test_region_equals_the_whole_images_encoding(name, density):
 
 def test_no_masks():
     assert encode_masks(torch.zeros(0, *SHAPE, dtype=torch.bool)) == []
+    # As on an accelerator, where all masks of a part are encoded together.
+    assert encode_region(torch.zeros(0, *SHAPE, dtype=torch.bool), (0, 0), SHAPE) == []
     assert paste_rle(torch.zeros(0, 28, 28), torch.zeros(0, 4), SHAPE, 0.5) == []
 
 
