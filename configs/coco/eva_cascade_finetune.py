@@ -40,8 +40,10 @@ own_data = dict(
     split_seed=0,
     # The published COCO run sees each image 24.6 times (45,000 x 64 of 117,266 images).
     epochs=25,
-    # New classifiers and mask head need some updates, however few the images.
-    min_iterations=1000,
+    # New classifiers and mask head need some training, however few the images: as many images in
+    # all (each time that one is seen counts), and as many updates however large the batch.
+    min_images=1000,
+    min_iterations=100,
     # The published warm-up of COCO, at most a tenth of the run.
     warm_up=500,
     # The published steps of COCO, relative to 45,000 iterations.

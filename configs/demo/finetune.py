@@ -92,7 +92,7 @@ train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train
 val_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline))
 
-own_data = dict(epochs=8, min_iterations=100, num_validations=2)
+own_data = dict(epochs=8, num_validations=2)
 # Random weights learn these shapes in minutes, at a rate for 2 images.
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=0.05), paramwise_cfg=dict(layer_decay=1.0)

@@ -4,9 +4,13 @@
 call it when the command line is merged in.
 """
 
+import atexit
+import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -49,7 +53,7 @@ class OwnData(NamedTuple):
         classes: names by ascending category id.
         masks: ``None`` for boxes alone, else ``'polygons'`` or ``'bitmaps'`` (run lengths).
         untrained: classes without a training instance.
-        was_split: whether the parts are ours.
+        split: digest of what decided the split; ``None`` when the data set has one itself.
     """
 
     train: Part
@@ -57,41 +61,75 @@ class OwnData(NamedTuple):
     classes: tuple[str, ...]
     masks: str | None
     untrained: tuple[str, ...]
-    was_split: bool
+    split: str | None
 
 
-def fit_to_data(cfg: Config, images_per_update: int, kept: Collection[str] = ()) -> None:
+def fit_to_data(
+    cfg: Config, images_per_update: int, kept: Collection[str] = (), purpose: str = 'train'
+) -> None:
     """Fits a config of EVA's detector to the data set in ``data_root``, in place.
 
     Sets data sets and evaluators, the number of classes, masks or none, and a schedule scaled to
     the data. The settings under ``own_data`` say how; see ``configs/coco/eva_cascade_finetune.py``.
-    A config that is fitted already, as the one that a run saves in its work dir, is left alone.
-    Files are written below ``work_dir``, by the first process.
+    A config that is fitted already, as the one that a training saves in its work dir, is left
+    alone. Files are written below ``work_dir``, by the first process.
 
     Args:
         cfg: with ``work_dir``.
         images_per_update: over all processes and accumulated passes.
         kept: dotted keys that the command line set, which stay.
+        purpose: ``'train'``, ``'test'``, which leaves the schedule alone, or ``'dry_run'``, which
+            writes nothing below ``work_dir``.
 
     Raises:
         InputError: ``data_root`` is no folder, annotations or images are not found or could be
             several, or their content cannot be used; the message names the option that decides.
+        UsageError: options ask for something else than the work dir or a fitted config holds.
     """
     options = cfg.own_data
     root = _data_root(cfg)
     if options.get('fitted_to') is not None:
-        if options.fitted_to != str(root):
-            raise UsageError(
-                f'data_root={root}: {cfg.filename} is fitted to {options.fitted_to}; for other '
-                'data start from configs/coco/eva_cascade_finetune.py'
-            )
+        _check_fitted(cfg, root, images_per_update, kept, purpose)
         return
-    data = on_first_process(lambda: read_own_data(root, options, Path(cfg.work_dir)))
-    options.fitted_to = str(root)
+    data = on_first_process(lambda: read_own_data(root, options, Path(cfg.work_dir), purpose))
     _set_data(cfg, data)
     _set_model(cfg, data)
-    _set_schedule(cfg, data.train.num_images, images_per_update, kept)
-    print_log(_summary(cfg, data, images_per_update), logger='current')
+    if purpose == 'test':
+        # The number of training processes is unknown: what a test saves is fitted anew.
+        print_log('\n'.join(_describe(root, data)), logger='current')
+        return
+    options.fitted_to = str(root)
+    _set_schedule(cfg, data, images_per_update, kept)
+    print_log('\n'.join([*_describe(root, data), _schedule(cfg, data)]), logger='current')
+
+
+def _check_fitted(
+    cfg: Config, root: Path, images_per_update: int, kept: Collection[str], purpose: str
+) -> None:
+    """Refuses what would fit a fitted config to something else, and tells of another batch."""
+    anew = 'start from the config that it was made from, as configs/coco/eva_cascade_finetune.py'
+    if os.path.realpath(cfg.own_data.fitted_to) != os.path.realpath(root):
+        raise UsageError(
+            f'data_root={root}: {cfg.filename} is fitted to {cfg.own_data.fitted_to}; for other '
+            f'data {anew}'
+        )
+    late = sorted(key for key in kept if key.split('.')[0] == 'own_data')
+    if late:
+        raise UsageError(
+            f'{", ".join(late)}: {cfg.filename} is fitted to {root} already, so that this would '
+            f'do nothing; leave it out, or {anew}'
+        )
+    length = cfg.get('fitted_length')
+    if purpose == 'test' or length is None or length.images_per_update == images_per_update:
+        return
+    print_log(
+        f'{cfg.filename}: learning rate and schedule are fitted to {length.images_per_update} '
+        f'images per update, now it is {images_per_update}; to have them fitted anew {anew}',
+        logger='current',
+        level=30,
+    )
+    # For who resumes this run.
+    length.images_per_update = images_per_update
 
 
 def _data_root(cfg: Config) -> Path:
@@ -109,34 +147,34 @@ def _data_root(cfg: Config) -> Path:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read_own_data(root: Path, options: ConfigDict, work_dir: Path) -> OwnData:
+def read_own_data(root: Path, options: ConfigDict, work_dir: Path, purpose: str) -> OwnData:
     """Finds, reads and checks a data set; writes the parts of a split below ``work_dir``.
 
     Args:
         root: folder of the data set; nothing is written there.
         options: ``own_data`` of the config.
         work_dir: of the run.
+        purpose: see :func:`fit_to_data`.
     """
     train_file, val_file = _annotation_files(root, options)
-    train = _read(train_file)
-    train_images = _images(root, train_file, train, 'train', options)
-    folder = work_dir / 'own_data'
+    train, digest = _read(train_file), None
+    train_images = val_images = _images(root, train_file, train, 'train', options)
     if val_file is None:
-        val_images, val = train_images, None
-        try:
-            train, val = split(train, options.val_fraction, options.split_seed)
-        except InputError as error:
-            raise InputError(f'{train_file}: {error}') from error
-        train_file = _write(folder / 'train.json', train)
+        masks = _kind_of_masks([(train_file, train)], options)
+        train_file, val_file, digest = _split(train_file, train, masks, options, work_dir, purpose)
+        train, val = _read(train_file), _read(val_file)
     else:
         val = _read(val_file)
         val_images = _images(root, val_file, val, 'val', options)
         _refuse_shared_images(train, train_images, val, val_images, options)
         _check_categories(train, train_file, val, val_file)
-    masks = _kind_of_masks([(train_file, train), (val_file or train_file, val)], options)
-    completed = _completed(val, train, masks)
-    if val_file is None or completed is not val:
-        val_file = _write(folder / 'val.json', completed)
+        masks = _kind_of_masks([(train_file, train), (val_file, val)], options)
+        completed = _completed(val, train, masks)
+        if completed is not val:
+            val, val_file = completed, _write_copy(completed, work_dir, purpose)
+    for path, data in ((train_file, train), (val_file, val)):
+        if not _instances(data):
+            raise InputError(f'{path}: none of its annotations is an instance to learn or measure')
     names = {category['id']: str(category['name']) for category in train['categories']}
     seen = {entry['category_id'] for entry in _instances(train)}
     return OwnData(
@@ -145,8 +183,90 @@ def read_own_data(root: Path, options: ConfigDict, work_dir: Path) -> OwnData:
         classes=tuple(names[i] for i in sorted(names)),
         masks=masks,
         untrained=tuple(names[i] for i in sorted(names) if i not in seen),
-        was_split=folder / 'train.json' == train_file,
+        split=digest,
     )
+
+
+def _split(
+    ann_file: Path,
+    data: dict,
+    masks: str | None,
+    options: ConfigDict,
+    work_dir: Path,
+    purpose: str,
+) -> tuple[Path, Path, str]:
+    """Files of the two parts, written unless they are there, and a digest of what decides them."""
+    made_by = {
+        'annotation file (sha256)': _digest(ann_file.read_bytes()),
+        'own_data.val_fraction': options.val_fraction,
+        'own_data.split_seed': options.split_seed,
+        'masks': bool(masks),
+    }
+    digest = _digest(json.dumps(made_by).encode())[:12]
+    folder = work_dir / 'own_data'
+    if not _is_kept(folder, made_by):
+        data = dict(data, annotations=_with_points(data['annotations'], masks))
+        try:
+            train, val = split(data, options.val_fraction, options.split_seed)
+        except InputError as error:
+            raise InputError(f'{ann_file}: {error}') from error
+        folder = _folder(work_dir, purpose)
+        _write(folder / 'train.json', train)
+        _write(folder / 'val.json', _completed(val, train, masks))
+        _write(folder / 'split.json', made_by)  # last: with it the others are complete
+    return folder / 'train.json', folder / 'val.json', digest
+
+
+def _is_kept(folder: Path, made_by: dict) -> bool:
+    """Whether a work dir holds this split.
+
+    Raises:
+        UsageError: it holds another, whose training images may be validation images of this one.
+    """
+    files = [folder / name for name in ('split.json', 'train.json', 'val.json')]
+    if not all(path.is_file() for path in files):
+        return False
+    try:
+        before = dict(json.loads(files[0].read_text(encoding='utf-8')))
+    except ValueError as error:
+        raise InputError(f'{files[0]} cannot be read ({error}); remove {folder}') from error
+    other = [
+        f'{key} was {_short(before.get(key))}, now it is {_short(made_by[key])}'
+        for key in made_by
+        if before.get(key) != made_by[key]
+    ]
+    if other:
+        raise UsageError(
+            f'{folder} holds another split of the images: {"; ".join(other)}. Images that were '
+            f'trained on would be in the validation: give the options of the training, or test '
+            f'with the config that it saved; to split anew take another --work-dir, or remove '
+            f'{folder}'
+        )
+    return True
+
+
+def _short(value: Any) -> str:
+    return value[:8] if isinstance(value, str) else repr(value)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _folder(work_dir: Path, purpose: str) -> Path:
+    """Where to write; a dry run reads what it would write, and leaves nothing behind."""
+    if purpose != 'dry_run':
+        return work_dir / 'own_data'
+    folder = tempfile.mkdtemp(prefix='eva_mm_dry_run_')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _write_copy(val: dict, work_dir: Path, purpose: str) -> Path:
+    """A validation file named by its content, so that none takes the place of another."""
+    name = f'val_{_digest(json.dumps(val).encode())[:12]}.json'
+    kept = work_dir / 'own_data' / name
+    return kept if kept.is_file() else _write(_folder(work_dir, purpose) / name, val)
 
 
 def _annotation_files(root: Path, options: ConfigDict) -> tuple[Path, Path | None]:
@@ -186,7 +306,7 @@ def _refuse_shared_images(
     train: dict, train_images: Path, val: dict, val_images: Path, options: ConfigDict
 ) -> None:
     def files(data: dict, folder: Path) -> set[str]:
-        return {os.path.normpath(folder / image['file_name']) for image in data['images']}
+        return {os.path.realpath(folder / image['file_name']) for image in data['images']}
 
     shared = sorted(files(train, train_images) & files(val, val_images))
     if not shared:
@@ -220,7 +340,10 @@ def _instances(data: dict) -> list[dict]:
 def _is_mask(segmentation: Any) -> bool:
     """Run lengths, or a polygon of three points at least; tools write boxes as two points."""
     if isinstance(segmentation, list):
-        return any(not isinstance(part, list) or len(part) >= 6 for part in segmentation)
+        return any(
+            not isinstance(part, list) or (len(part) >= 6 and len(part) % 2 == 0)
+            for part in segmentation
+        )
     return bool(segmentation)
 
 
@@ -244,17 +367,33 @@ def _kind_of_masks(files: list[tuple[Path, dict]], options: ConfigDict) -> str |
     return 'bitmaps' if lengths else 'polygons'
 
 
+def _with_points(annotations: list[dict], masks: str | None) -> list[dict]:
+    """Annotations without polygons of fewer than three points, as the data set reads them.
+
+    pycocotools would take one of two points for a box. An instance without any other has no mask,
+    and is left out.
+    """
+    if masks is None:
+        return annotations
+    kept = []
+    for entry in annotations:
+        mask = entry['segmentation']
+        parts = [p for p in mask if _is_mask([p])] if isinstance(mask, list) else mask
+        if parts:
+            kept.append(entry if len(parts) == len(mask) else dict(entry, segmentation=parts))
+    return kept
+
+
 def _completed(val: dict, train: dict, masks: str | None) -> dict:
-    """The validation set with what the metric needs: areas, and every class of training."""
+    """The validation set as the metric needs it: masks, areas, and every class of training."""
     sizes = {image['id']: (image['height'], image['width']) for image in val['images']}
-    lacking = [a for a in val['annotations'] if 'area' not in a]
-    fewer = len(val['categories']) < len(train['categories'])
-    if not (lacking or fewer):
-        return val
     annotations = [
         a if 'area' in a else dict(a, area=_area(a, sizes.get(a['image_id']), masks))
-        for a in val['annotations']
+        for a in _with_points(val['annotations'], masks)
     ]
+    fewer = len(val['categories']) < len(train['categories'])
+    if annotations == val['annotations'] and not fewer:
+        return val
     return dict(val, annotations=annotations, categories=train['categories'])
 
 
@@ -265,9 +404,7 @@ def _area(entry: dict, size: tuple[int, int] | None, masks: str | None) -> float
             return float(entry['bbox'][2] * entry['bbox'][3])
         mask = entry['segmentation']
         if isinstance(mask, list):
-            mask = mask_utils.merge(
-                mask_utils.frPyObjects([part for part in mask if len(part) >= 6], *size)
-            )
+            mask = mask_utils.merge(mask_utils.frPyObjects(mask, *size))
         elif isinstance(mask['counts'], list):
             mask = mask_utils.frPyObjects(mask, *size)
         return float(mask_utils.area(mask))
@@ -321,13 +458,18 @@ def _set_model(cfg: Config, data: OwnData) -> None:
 
 
 def _set_schedule(
-    cfg: Config, num_images: int, images_per_update: int, kept: Collection[str]
+    cfg: Config, data: OwnData, images_per_update: int, kept: Collection[str]
 ) -> None:
     """Length, rate, warm-up, steps and intervals; the reasons stand in the config."""
     options, loop = cfg.own_data, cfg.train_cfg
+    images = max(options.epochs * data.train.num_images, options.min_images)
+    length = max(math.ceil(images / images_per_update), options.min_iterations)
+    # Noted in checkpoints, so that a run is resumed with the same (engine/resume.py).
+    cfg.fitted_length = dict(
+        images_per_update=images_per_update, max_iters=length, split=data.split
+    )
     if 'train_cfg.max_iters' not in kept:
-        epochs = math.ceil(options.epochs * num_images / images_per_update)
-        loop.max_iters = max(options.min_iterations, epochs)
+        loop.max_iters = length
     total = loop.max_iters
     interval = max(1, math.ceil(total / options.num_validations))
     if 'train_cfg.val_interval' not in kept:
@@ -349,17 +491,17 @@ def _set_rates(cfg: Config, total: int) -> None:
     steps.milestones = [round(total * share) for share in cfg.own_data.steps]
 
 
-def _summary(cfg: Config, data: OwnData, images_per_update: int) -> str:
+def _describe(root: Path, data: OwnData) -> list[str]:
+    """What was found, in lines."""
     classes = ', '.join(data.classes[:8])
     more = f' and {len(data.classes) - 8} more' if len(data.classes) > 8 else ''
-    total = cfg.train_cfg.max_iters
-    lines = [f'fitted to {cfg.own_data.fitted_to}']
+    lines = [f'fitted to {root}']
     for name, part in (('train', data.train), ('val', data.val)):
         lines.append(
             f'  {name}: {part.num_images:,} images with {part.num_instances:,} instances, '
             f'{part.ann_file}, images in {part.images}'
         )
-    if data.was_split:
+    if data.split:
         lines.append('  there is no validation file: the images were split (own_data.val_fraction)')
     lines.append(f'  classes ({len(data.classes)}): {classes}{more}')
     if data.untrained:
@@ -368,9 +510,13 @@ def _summary(cfg: Config, data: OwnData, images_per_update: int) -> str:
     lines.append(
         f'  {"boxes and masks (" + data.masks + ")" if data.masks else "boxes; no mask head"}'
     )
-    lines.append(
-        f'  schedule: {total:,} iterations of {images_per_update} images, '
-        f'{total * images_per_update / max(1, data.train.num_images):.3g} epochs; learning rate '
+    return lines
+
+
+def _schedule(cfg: Config, data: OwnData) -> str:
+    total, images = cfg.train_cfg.max_iters, cfg.fitted_length.images_per_update
+    return (
+        f'  schedule: {total:,} iterations of {images} images, '
+        f'{total * images / max(1, data.train.num_images):.3g} epochs; learning rate '
         f'{cfg.optim_wrapper.optimizer.lr:.3g}; validation every {cfg.train_cfg.val_interval:,}'
     )
-    return '\n'.join(lines)

@@ -152,47 +152,68 @@ def _image_folders(root: Path, ann_file: Path, role: str) -> list[list[Path]]:
 def split(data: dict, fraction: float, seed: int) -> tuple[dict, dict]:
     """Splits a data set by image.
 
-    Images come in the order of a hash of their file name and the seed, so that the parts depend on
+    Images come in the order of a hash of their name and the seed, so that the parts depend on
     neither the order in the file nor the machine, and change little when images are added. An image
     goes into the validation part only while each of its classes keeps another image for training.
+    The copies of an image that Roboflow exports (``x_jpg.rf.<hash>.jpg``) are one image.
 
     Args:
         data: content of an annotation file; left unchanged.
-        fraction: of the images, for validation.
+        fraction: of the images with an instance and of those without, for validation.
         seed: any integer.
 
     Returns:
-        The training and the validation part; of each file name all images are in one of them.
+        The training and the validation part; of each image all copies are in one of them.
 
     Raises:
-        InputError: there are fewer than two images.
+        InputError: there are fewer than two images, or none with an instance can be spared.
     """
-    by_file = defaultdict(set)
+    by_source = defaultdict(set)
     for image in data['images']:
-        by_file[image['file_name']].add(image['id'])
-    if len(by_file) < 2:
+        by_source[_source(image)].add(image['id'])
+    if len(by_source) < 2:
         raise InputError(
-            f'{len(by_file)} image cannot be split; name a file: own_data.val_ann=FILE'
+            f'{len(by_source)} image cannot be split; name a file: own_data.val_ann=FILE'
         )
-    classes = _classes_by_file(data)
+    order = sorted(by_source, key=lambda name: hashlib.sha1(f'{seed}:{name}'.encode()).digest())
+    classes = _classes_by_source(data)
+    chosen = _spared([name for name in order if name in classes], classes, fraction)
+    if not chosen:
+        raise InputError(
+            'cannot be split: each image with an instance is the only one of some class; name a '
+            'file: own_data.val_ann=FILE'
+        )
+    empty = [name for name in order if name not in classes]
+    chosen += empty[: round(fraction * len(empty))]
+    held = {i for name in chosen for i in by_source[name]}
+    return _part(data, held, inside=False), _part(data, held, inside=True)
+
+
+def _source(image: dict) -> str:
+    """What the copies of an image have in common: the name that Roboflow puts a hash behind."""
+    folder, name = os.path.split(os.path.normpath(image['file_name']))
+    return os.path.join(folder, name.partition('.rf.')[0] if '.rf.' in name else name)
+
+
+def _spared(order: list[str], classes: dict[str, set], fraction: float) -> list[str]:
+    """The first images without which each class is still trained on, one at least if any."""
     left = Counter(category for found in classes.values() for category in found)
-    wanted = min(max(1, round(fraction * len(by_file))), len(by_file) - 1)
-    order = sorted(by_file, key=lambda name: hashlib.sha1(f'{seed}:{name}'.encode()).digest())
+    wanted = max(1, round(fraction * len(order)))
     chosen: list[str] = []
     for name in order:
         if len(chosen) < wanted and all(left[category] > 1 for category in classes[name]):
             chosen.append(name)
             left.subtract(classes[name])
-    held = {i for name in chosen or order[:1] for i in by_file[name]}
-    return _part(data, held, inside=False), _part(data, held, inside=True)
+    return chosen
 
 
-def _classes_by_file(data: dict) -> dict[str, set]:
-    """Classes of the instances of each file that a training would learn from."""
-    names = {image['id']: image['file_name'] for image in data['images']}
+def _classes_by_source(data: dict) -> dict[str, set]:
+    """Classes of the instances of each image that a training would learn from."""
+    names = {image['id']: _source(image) for image in data['images']}
     classes = defaultdict(set)
     for entry in data['annotations']:
-        if entry['image_id'] in names and not entry.get('iscrowd'):
+        crowd = entry.get('iscrowd') or entry.get('ignore')
+        if entry['image_id'] in names and not crowd:
             classes[names[entry['image_id']]].add(entry['category_id'])
     return classes
 

@@ -218,7 +218,8 @@ def prepare_train_config(
         join_processes(cfg)
     if 'fit_config' in cfg and not (for_dry_run and told_rank(launcher)):
         processes = dry_run_processes(cfg, num_gpus if for_dry_run else None)
-        fit_config(cfg, cfg_options, processes * accumulate)
+        purpose = 'dry_run' if for_dry_run else 'train'
+        fit_config(cfg, cfg_options, purpose, processes * accumulate)
     if auto_scale_lr:
         processes = dry_run_processes(cfg, num_gpus) if for_dry_run else get_world_size()
         enable_auto_scale_lr(cfg, cfg.train_dataloader.batch_size * processes * accumulate)
@@ -228,20 +229,25 @@ def prepare_train_config(
     return cfg
 
 
-def fit_config(cfg: Config, cfg_options: Mapping[str, Any] | None, passes: int = 1) -> None:
+def fit_config(
+    cfg: Config, cfg_options: Mapping[str, Any] | None, purpose: str, passes: int = 1
+) -> None:
     """Let a config fit itself to its data, by the function that its key `fit_config` names.
 
-    The function takes the config, images per update, and the keys that the command line set,
-    whose values stand in the end.
+    The function takes the config, images per update, the keys that the command line set, whose
+    values stand in the end, and the purpose. It may set `fitted_length`, which checkpoints note
+    and a resumed run has to share.
 
     Args:
         cfg (Config): With `work_dir`; changed in place.
         cfg_options (Mapping, optional): What was merged into it, dotted key -> value.
+        purpose (str): 'train', 'test' or 'dry_run', in which nothing is to be left behind.
         passes (int): Forward passes per update, of all processes together.
     """
     module, _, function = cfg.fit_config.rpartition('.')
     fit = getattr(importlib.import_module(module), function)
-    fit(cfg, cfg.train_dataloader.batch_size * passes, kept=frozenset(cfg_options or ()))
+    images = cfg.train_dataloader.batch_size * passes
+    fit(cfg, images, kept=frozenset(cfg_options or ()), purpose=purpose)
     try:
         cfg.merge_from_dict(dict(cfg_options or {}))
     except TypeError as error:  # of what the data left out, as the mask head
@@ -417,7 +423,7 @@ def prepare_test_config(
     cfg.load_from, cfg.resume = checkpoint, False
     if 'fit_config' in cfg:
         join_processes(cfg)
-        fit_config(cfg, cfg_options)
+        fit_config(cfg, cfg_options, 'test')
     if show or show_dir:
         enable_drawing(cfg, show, show_dir, wait_time)
     if tta:

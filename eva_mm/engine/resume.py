@@ -173,3 +173,19 @@ def fit_to_checkpoint(cfg: Config, path: str, meta: dict[str, Any]) -> None:
             f'{path} was trained with --accumulate {before}, so that its iterations are not those '
             f'of --accumulate {now}: resume it with {before}'
         )
+    _check_fitted_length(path, meta.get('fitted_length') or {}, cfg.get('fitted_length') or {})
+
+
+def _check_fitted_length(path: str, before: dict, now: dict) -> None:
+    """Schedulers come from the checkpoint and the length from the config: they have to agree."""
+    other = [
+        f'{key} was {before[key]}, now it is {now[key]}'
+        for key in before
+        if key in now and before[key] != now[key]
+    ]
+    if other:
+        raise InputError(
+            f'{path} is of a run that was fitted to its data otherwise: {"; ".join(other)}. Resume '
+            f'it with the same data and options, and the same images per update (GPUs x batch '
+            f'size x --accumulate)'
+        )

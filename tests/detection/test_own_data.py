@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 from PIL import Image
 
 from eva_mm.detection.own_data_files import find_annotations, find_images, split
@@ -205,7 +206,7 @@ def test_a_single_file_is_split(ann, images, tmp_path):
     assert paths[0] | paths[1] == {os.path.normpath(root / images / name) for name in names}
     assert sorted(root.rglob('*')) == before
     assert {p.name for p in (tmp_path / 'work' / 'own_data').iterdir()} == {
-        'train.json', 'val.json',
+        'split.json', 'train.json', 'val.json',
     }  # fmt: skip
     # The same in a test, whatever its work dir.
     again = launch.prepare_test_config(
@@ -247,6 +248,80 @@ def test_a_split_leaves_every_class_something_to_learn_and_no_file_in_both_parts
         files = [{image['file_name'] for image in part['images']} for part in (train, val)]
         assert files[1]
         assert not files[0] & files[1]
+
+
+def test_a_split_that_would_take_the_last_image_of_a_class_is_refused():
+    with pytest.raises(InputError, match='the only one of some class; name a file'):
+        split(coco(['a.jpg', 'b.jpg']), 0.15, 0)
+
+
+def test_a_split_holds_out_images_with_instances_however_many_have_none():
+    data = coco([f'{i}.jpg' for i in range(100)], categories=[(1, 'cat')])
+    data['annotations'] = data['annotations'][:10]
+    for seed in range(5):
+        train, val = split(data, 0.2, seed)
+        assert [len(part['annotations']) for part in (train, val)] == [8, 2]
+        assert [len(part['images']) for part in (train, val)] == [80, 20]
+
+
+def test_augmented_copies_of_an_image_stay_in_one_part():
+    names = [f'{i}_jpg.rf.{i * 3 + copy:032x}.jpg' for i in range(20) for copy in range(3)]
+    parts = split(coco(names, categories=[(1, 'cat')]), 0.2, 0)
+    sources = [{im['file_name'].split('.rf.')[0] for im in part['images']} for part in parts]
+    assert [len(part) for part in sources] == [16, 4]
+    assert not sources[0] & sources[1]
+    assert [len(part['images']) for part in parts] == [48, 12]
+
+
+@pytest.fixture
+def unsplit(tmp_path) -> Path:
+    root = tmp_path / 'data'
+    put(root, 'annotations.json', 'images', [f'{i}.jpg' for i in range(10)])
+    return root
+
+
+def contents(path: Path) -> dict:
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in path.rglob('*') if p.is_file()}
+
+
+def test_a_split_is_kept_and_another_is_refused(unsplit, tmp_path):
+    work_dir = tmp_path / 'work'
+    fit(unsplit, work_dir, **{'own_data.split_seed': 1})
+    before = contents(work_dir)
+    assert len(before) == 3
+    fit(unsplit, work_dir, **{'own_data.split_seed': 1})
+
+    def test(**options):
+        return launch.prepare_test_config(
+            LEAF, cfg_options=dict(data_root=str(unsplit), **options), work_dir=str(work_dir)
+        )
+
+    cfg = test(**{'own_data.split_seed': 1})
+    assert cfg.test_evaluator.ann_file == str(work_dir / 'own_data' / 'val.json')
+    with pytest.raises(InputError, match=r'own_data\.split_seed was 1, now it is 0\. .* --w'):
+        test()
+    with pytest.raises(InputError, match=r'own_data\.val_fraction was 0\.15, now it is 0\.5'):
+        fit(unsplit, work_dir, **{'own_data.split_seed': 1, 'own_data.val_fraction': 0.5})
+    put(unsplit, 'annotations.json', 'images', [f'{i}.jpg' for i in range(11)])
+    with pytest.raises(InputError, match=r'annotation file \(sha256\) was'):
+        test(**{'own_data.split_seed': 1})
+    assert contents(work_dir) == before
+
+
+def test_a_dry_run_leaves_nothing_behind(unsplit, tmp_path):
+    options, work_dir = dict(data_root=str(unsplit)), tmp_path / 'work'
+    dry = launch.prepare_train_config(LEAF, options, str(work_dir), for_dry_run=True)
+    assert len(infos_of(dry)) == 8
+    assert not work_dir.exists()
+    cfg = fit(unsplit, work_dir)
+    assert infos_of(dry) == infos_of(cfg)
+    again = launch.prepare_train_config(LEAF, options, str(work_dir), for_dry_run=True)
+    assert again.train_dataloader == cfg.train_dataloader
+
+
+def infos_of(cfg: Config) -> list[str]:
+    init_default_scope('mmdet')
+    return [info['img_path'] for info in infos(cfg.train_dataloader.dataset)]
 
 
 def test_explicit_files_win(folder, tmp_path):
@@ -297,6 +372,18 @@ def _shared_image(root):
     dump(root / 'annotations' / 'instances_val2017.json', coco(['../train2017/a.jpg', 'x.jpg']))
 
 
+def _linked_image(root):
+    (root / 'val2017' / 'x.jpg').unlink()
+    os.symlink(root / 'train2017' / 'a.jpg', root / 'val2017' / 'x.jpg')
+
+
+def _crowds_alone(root):
+    data = coco(VAL)
+    for entry in data['annotations']:
+        entry['iscrowd'] = 1
+    dump(root / 'annotations' / 'instances_val2017.json', data)
+
+
 def _other_ids(root):
     dump(root / 'annotations/instances_val2017.json', coco(VAL, ((1, 'dog'), (2, 'cat'))))
 
@@ -326,6 +413,8 @@ ERRORS = {
     _images_twice: ('several folders, train2017, train_old', 'own_data.train_images=FOLDER'),
     _some_masks: ('1 of 3 annotations have no mask', 'first id=2', 'own_data.masks=False'),
     _shared_image: ('1 images are in the training and in the validation', 'own_data.val_ann=FILE'),
+    _linked_image: ('1 images are in the training and in the validation', 'own_data.val_ann=FILE'),
+    _crowds_alone: ('instances_val2017.json: none of its annotations is an instance',),
     _other_ids: ("category id=1 is 'dog', in", "it is 'cat'"),
     _new_class: ("category id=7 is 'emu'", 'no category of this id'),
     _no_annotations: ('instances_train2017.json lists no annotations',),
@@ -408,6 +497,42 @@ def test_the_schedule_follows_the_data_and_the_total_batch(folder, tmp_path):
 
 def test_few_images_still_get_updates(folder, tmp_path):
     assert fit(folder, tmp_path).train_cfg.max_iters == 1000
+    for batch, updates in ((8, 125), (64, 100)):  # 1,000 images; 100 updates
+        cfg = fit(folder, tmp_path, **{'train_dataloader.batch_size': batch})
+        assert cfg.train_cfg.max_iters == updates
+
+
+def checkpoint_of(cfg: Config, path: Path) -> str:
+    """A checkpoint with what the hook notes of a run with this config."""
+    noted = dict(meta=dict(iter=3, seed=5), message_hub={}, optimizer={}, state_dict={})
+    hook = HOOKS.build(dict(type='SafeCheckpointHook', interval=1))
+    hook.before_save_checkpoint(SimpleNamespace(cfg=cfg), noted)
+    torch.save(noted, path)
+    return str(path)
+
+
+def test_a_run_is_resumed_with_the_length_it_was_fitted_to(unsplit, tmp_path):
+    cfg = fit(unsplit, tmp_path / 'work')
+    saved, checkpoint = tmp_path / 'saved.py', checkpoint_of(cfg, tmp_path / 'iter_3.pth')
+    cfg.dump(str(saved))
+    options = dict(data_root=str(unsplit))
+
+    def resume(config=LEAF, **more):
+        return launch.prepare_train_config(
+            config, {**options, **more}, str(tmp_path / 'work'), resume=checkpoint
+        )
+
+    assert resume().randomness.seed == 5
+    batch = {'train_dataloader.batch_size': 4}
+    for config in (LEAF, str(saved)):
+        with pytest.raises(InputError, match='images_per_update was 1, now it is 4'):
+            resume(config, **batch)
+    with pytest.raises(InputError, match='max_iters was 1000, now it is 1600'):
+        resume(**{'own_data.epochs': 200})
+    with pytest.raises(InputError, match='split was'):
+        launch.prepare_train_config(
+            LEAF, {**options, 'own_data.split_seed': 1}, str(tmp_path / 'b'), resume=checkpoint
+        )
 
 
 def test_the_command_line_wins(folder, tmp_path):
@@ -428,16 +553,26 @@ def test_the_command_line_wins(folder, tmp_path):
     assert cfg.train_cfg.val_interval == 10
 
 
-def test_the_saved_config_runs_as_it_is(folder, tmp_path):
+def test_the_saved_config_runs_as_it_is(folder, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr('eva_mm.detection.own_data.print_log', lambda text, **_: told.append(text))
     cfg = fit(folder, tmp_path / 'work')
     saved = tmp_path / 'saved.py'
     cfg.dump(str(saved))
-    again = launch.prepare_train_config(str(saved), num_gpus=8, for_dry_run=True)
+    again = launch.prepare_train_config(str(saved), for_dry_run=True)
     assert {**again.to_dict()} == {**cfg.to_dict()}
+    again = launch.prepare_train_config(str(saved), num_gpus=8, for_dry_run=True)
+    assert again.param_scheduler == cfg.param_scheduler
+    assert re.search('fitted to 1 images per update, now it is 8', told[-1])
     test = launch.prepare_test_config(str(saved))
     assert test.test_dataloader == cfg.test_dataloader
     with pytest.raises(InputError, match='is fitted to .*; for other data start from'):
         launch.prepare_train_config(str(saved), dict(data_root=str(tmp_path)))
+    os.symlink(folder, tmp_path / 'link')
+    launch.prepare_train_config(str(saved), dict(data_root=str(tmp_path / 'link')))
+    for prepare in (launch.prepare_train_config, launch.prepare_test_config):
+        with pytest.raises(InputError, match=r'own_data\.epochs: .*saved.py is fitted to'):
+            prepare(str(saved), cfg_options={'own_data.epochs': 3})
 
 
 def test_areas_and_classes_that_a_validation_file_lacks_are_added_in_a_copy(folder, tmp_path):
@@ -451,6 +586,32 @@ def test_areas_and_classes_that_a_validation_file_lacks_are_added_in_a_copy(fold
     assert copy['annotations'][0]['area'] == pytest.approx(26 * 24, rel=0.1)
     assert {**copy, 'annotations': 0} == {**val, 'annotations': 0, 'categories': copy['categories']}
     step_and_test(cfg)
+
+
+def test_polygons_of_two_points_are_left_out_of_both_parts(folder, tmp_path):
+    for part, names in (('train', TRAIN), ('val', VAL)):
+        data = coco(names)
+        extra = dict(data['annotations'][0], id=10, segmentation=[[4, 4, 30, 28]])
+        data['annotations'].append(extra)
+        data['annotations'][0]['segmentation'] = [POLYGON, [1, 1, 2, 2]]
+        dump(folder / f'annotations/instances_{part}2017.json', data)
+    cfg = fit(folder, tmp_path / 'work')
+    metric = json.loads(Path(cfg.val_evaluator.ann_file).read_text())['annotations']
+    (first, second) = infos(cfg.val_dataloader.dataset)
+    seen = {i['ann_id']: i['mask'] for info in (first, second) for i in info['instances']}
+    assert {entry['id']: entry['segmentation'] for entry in metric} == seen
+    assert seen == {1: [POLYGON], 2: [POLYGON]}
+    # A test on another file leaves the one of the training where it is.
+    before = contents(tmp_path / 'work')
+    data['annotations'][1]['id'] = 20
+    dump(folder / 'other.json', data)
+    other = launch.prepare_test_config(
+        LEAF,
+        cfg_options={'data_root': str(folder), 'own_data.val_ann': 'other.json'},
+        work_dir=str(tmp_path / 'work'),
+    )
+    assert other.test_evaluator.ann_file != cfg.val_evaluator.ann_file
+    assert before.items() <= contents(tmp_path / 'work').items()
 
 
 def test_classes_without_instances_are_told(folder, tmp_path, monkeypatch):

@@ -46,8 +46,10 @@ class SafeCheckpointHook(CheckpointHook):
                         self.file_backend.remove(path)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note how much longer the run is than its config, for who resumes it."""
+        """Note how long the run is, against its config or fitted to data, for who resumes it."""
         checkpoint['meta']['length_factor'] = runner.cfg.get('length_factor', 1.0)
+        if 'fitted_length' in runner.cfg:
+            checkpoint['meta']['fitted_length'] = dict(runner.cfg.fitted_length)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = self._keep(runner, step)
