@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from eva_mm.engine.curves import write_figure
 from eva_mm.errors import InputError
 
 from .datasets import check_lvis_fields, load_annotation_file
@@ -171,12 +172,4 @@ def draw_confusions(confusions: Confusions, out: str | os.PathLike, limit: int =
         if drawn.counts[row, column]:
             colour = 'white' if value > 50 else 'black'
             axes.text(column, row, f'{value:.0f}', ha='center', va='center', size=7, color=colour)
-    return _write(figure, Path(out))
-
-
-def _write(figure, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f'{out.name}.tmp')
-    figure.savefig(partial, format='png', dpi=110)
-    os.replace(partial, out)
-    return out
+    return write_figure(figure, Path(out))

@@ -26,12 +26,10 @@ from torch import nn
 
 from eva_mm.errors import UsageError
 
+from .cocofied import COCO_IDS
 from .metrics import EVACocoMetric
 from .rle import encode_masks
 
-# COCO numbers its 80 classes from 1 to 90.
-_NOT_IN_COCO = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COCO_IDS = [number for number in range(1, 91) if number not in _NOT_IN_COCO]
 MAX_DRAWN_SIDE = 2048  # pixels
 
 
@@ -210,7 +208,7 @@ def _category_ids(meta: dict, names: Sequence[str]) -> list[int]:
     if told is not None and len(told) == len(names):
         return [int(number) for number in told]
     is_coco = tuple(names) == tuple(CocoDataset.METAINFO['classes'])
-    return COCO_IDS if is_coco else list(range(1, len(names) + 1))
+    return list(COCO_IDS) if is_coco else list(range(1, len(names) + 1))
 
 
 def _labels_of(classes: Sequence[str], names: Sequence[str]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from eva_mm.engine.processes import on_first_process
+from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, UsageError
 
 from .datasets import load_annotation_file, require_fields
@@ -422,10 +423,8 @@ def _part(ann_file: Path, images: Path, data: dict) -> Part:
 
 
 def _write(path: Path, data: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{os.getpid()}')
-    partial.write_text(json.dumps(data, ensure_ascii=False), encoding='utf-8')
-    os.replace(partial, path)
+    text = json.dumps(data, ensure_ascii=False)
+    write_whole(str(path), lambda file: file.write(text.encode()))
     return path
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from eva_mm.errors import InputError, MissingFileError
 
+from .saving import write_whole
+
 Curve = dict[int, float]
 """Iteration -> value."""
 
@@ -114,7 +116,7 @@ def draw_curves(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
     ):
         _draw_panel(axes, title, scalars, runs)
-    return _write(figure, Path(out))
+    return write_figure(figure, Path(out))
 
 
 def _draw_panel(axes, title: str, scalars: Sequence[str], runs: Mapping) -> None:
@@ -130,9 +132,7 @@ def _draw_panel(axes, title: str, scalars: Sequence[str], runs: Mapping) -> None
         axes.legend(fontsize='small')
 
 
-def _write(figure, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f'{out.name}.tmp')
-    figure.savefig(partial, format='png', dpi=110)
-    os.replace(partial, out)
+def write_figure(figure, out: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    write_whole(str(out), lambda file: figure.savefig(file, format='png', dpi=110))
     return out

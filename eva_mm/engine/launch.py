@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, METRICS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
@@ -30,7 +30,13 @@ from .batch_scaling import scale_to_images
 from .config_check import check_config
 from .hooks.non_finite import NonFiniteError
 from .optim_wrapper import gpu_has_bf16
-from .processes import join_processes, leave_process_group, told_rank, told_world_size
+from .processes import (
+    join_processes,
+    leave_process_group,
+    on_first_process,
+    told_rank,
+    told_world_size,
+)
 from .resume import fit_to_checkpoint, newest_readable, read_state
 
 # mmdet's own dump encodes instance masks, which would fill the memory as bitmaps.
@@ -345,20 +351,9 @@ def set_resume(cfg: Config, resume: str) -> None:
     The first process chooses, and the others take its choice: each for itself may see another
     newest file, while one is being written or on a file system that lags behind.
     """
-    choice: list[Any] = [None]
-    if get_rank() == 0:
-        try:
-            choice = [_choose_checkpoint(cfg, resume)]
-        except UsageError as error:
-            choice = [error]
-        except Exception as error:  # of a storage, say; the others wait to be told
-            problem = f'{type(error).__name__}: {error}'
-            choice = [UsageError(f'--resume {resume}: no checkpoint could be read, {problem}')]
-    broadcast_object_list(choice)
-    if isinstance(choice[0], UsageError):
-        raise choice[0]
-    if choice[0] is not None:
-        cfg.load_from, randomness = choice[0]
+    choice = on_first_process(lambda: _choose_checkpoint(cfg, resume))
+    if choice is not None:
+        cfg.load_from, randomness = choice
         cfg.resume = True
         if cfg.get('model', {}).get('allowed_missing'):
             cfg.model.allowed_missing = []  # for other weights to start from; these are its own
@@ -382,6 +377,9 @@ def _choose_checkpoint(cfg: Config, resume: str) -> tuple[str, dict | None] | No
         raise UsageError(f'--resume: checkpoint {resume} not found') from error
     except InputError as error:
         raise UsageError(f'--resume: {error}') from error
+    except Exception as error:  # of a storage, say
+        problem = f'{type(error).__name__}: {error}'
+        raise UsageError(f'--resume {resume}: no checkpoint could be read, {problem}') from error
     randomness = cfg.get('randomness')
     return resume, None if randomness is None else randomness.to_dict()
 

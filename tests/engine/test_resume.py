@@ -253,11 +253,12 @@ def test_an_abandoned_branch_is_warned_of(cfg, tmp_path, messages):
 CHOOSE = """
 import sys
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from eva_mm.engine import launch
 work_dir, newest = sys.argv[1:]
 cfg = Config(dict(work_dir=work_dir, launcher='pytorch'))
 launch.join_processes(cfg)
-if launch.get_rank() == 1:
+if get_rank() == 1:
     launch.newest_readable = lambda cfg: None  # the file system of this machine lags behind
 try:
     launch.set_resume(cfg, newest)
