@@ -27,10 +27,12 @@ class Confusions(NamedTuple):
         names: K categories by ascending id.
         counts: (K + 1, K + 1) int64; rows are annotated, columns predicted. The last column counts
             annotations that nothing matched, the last row detections that matched nothing.
+        totals: (K + 1,) int64; of each row, categories that were left out included.
     """
 
     names: list[str]
     counts: np.ndarray
+    totals: np.ndarray
 
     def worst(self, limit: int) -> list[tuple[str, str, int, float]]:
         """The most frequent errors but those against nothing: annotated, predicted, count, share.
@@ -39,11 +41,10 @@ class Confusions(NamedTuple):
         """
         errors = self.counts[:-1, :-1].copy()
         np.fill_diagonal(errors, 0)
-        totals = self.counts.sum(1)
         order = np.argsort(errors, axis=None, kind='stable')[::-1][:limit]
         rows, columns = np.unravel_index(order, errors.shape)
         return [
-            (self.names[r], self.names[c], int(errors[r, c]), float(errors[r, c] / totals[r]))
+            (self.names[r], self.names[c], int(errors[r, c]), float(errors[r, c] / self.totals[r]))
             for r, c in zip(rows, columns)
             if errors[r, c]
         ]
@@ -54,7 +55,8 @@ class Confusions(NamedTuple):
         np.fill_diagonal(errors, 0)
         kept = np.sort(np.argsort(-(errors.sum(0) + errors.sum(1)), kind='stable')[:limit])
         rows = np.append(kept, len(self.names))
-        return Confusions([self.names[i] for i in kept], self.counts[np.ix_(rows, rows)])
+        names = [self.names[i] for i in kept]
+        return Confusions(names, self.counts[np.ix_(rows, rows)], self.totals[rows])
 
 
 def count_confusions(
@@ -92,7 +94,7 @@ def count_confusions(
         pairs = _match(image, truth[image['id']], found[image['id']], iou_thr)
         for annotated, predicted in pairs:
             counts[index.get(annotated, -1), index.get(predicted, -1)] += 1
-    return Confusions([entry['name'] for entry in categories], counts)
+    return Confusions([entry['name'] for entry in categories], counts, counts.sum(1))
 
 
 def _read(results: str, data: dict) -> Iterable[list[dict]]:
@@ -154,11 +156,9 @@ def draw_confusions(confusions: Confusions, out: str | os.PathLike, limit: int =
     from matplotlib.figure import Figure
 
     drawn = confusions.most_confused(limit)
-    totals = dict(zip([*confusions.names, NOTHING], confusions.counts.sum(1)))
     names = [*drawn.names, NOTHING]
     # Detections of nothing have no annotations to be a share of: of all such detections.
-    row_sums = np.array([totals[name] for name in names])[:, None]
-    percent = 100 * drawn.counts / np.maximum(row_sums, 1)
+    percent = 100 * drawn.counts / np.maximum(drawn.totals, 1)[:, None]
     side = 2.5 + 0.34 * len(names)
     figure = Figure(figsize=(side + 0.8, side), layout='constrained')
     FigureCanvasAgg(figure)

@@ -15,7 +15,7 @@ IOU_THRS = np.linspace(0.5, 0.95, 10)
 
 
 def rank_images(
-    annotations: str, results: str, iou_type: str = 'bbox', max_dets: int = 300
+    annotations: str, results: str, iou_type: str = 'bbox', max_dets: int | None = None
 ) -> list[tuple[int, float]]:
     """Image ids with their AP, worst first.
 
@@ -27,14 +27,18 @@ def rank_images(
         annotations: COCO or LVIS annotation file.
         results: JSON list in COCO's results format.
         iou_type: ``bbox`` or ``segm``.
-        max_dets: Detections per image and category that count.
+        max_dets: Detections per image and category that count; by default LVIS's 300 or COCO's
+            100.
 
     Raises:
         InputError: A file is missing or wrong, or the results lack what ``iou_type`` compares.
     """
     data = load_annotation_file(annotations)
-    if any('neg_category_ids' in image for image in data['images']):
+    is_lvis = any('neg_category_ids' in image for image in data['images'])
+    if is_lvis:
         check_lvis_fields(data, annotations)
+    if max_dets is None:
+        max_dets = 300 if is_lvis else 100
     geometry = 'bbox' if iou_type == 'bbox' else 'segmentation'
     try:
         images = list(read_results(results, data))

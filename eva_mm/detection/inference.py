@@ -31,6 +31,7 @@ from .metrics import EVACocoMetric
 from .rle import encode_masks
 
 MAX_DRAWN_SIDE = 2048  # pixels
+_MASKS_AT_ONCE = 100  # decoded for a drawing: up to 4 MB each
 
 
 class _Inferencer(DetInferencer):
@@ -141,20 +142,28 @@ class DetectionPredictor:
         if scale < 1:
             size = max(round(width * scale), 1), max(round(height * scale), 1)
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        shown = InstanceData(**{k: prediction[k] for k in ('scores', 'labels')})
-        shown.bboxes = prediction.bboxes * scale
-        if 'masks' in prediction:
-            shown.masks = decode_masks(prediction.masks, image.shape[:2])
+        drawn = np.ascontiguousarray(image[..., ::-1])
+        # The best last, on top of the others.
+        starts = range(0, max(len(prediction), 1), _MASKS_AT_ONCE)
+        for start in reversed(starts):
+            drawn = self._draw_part(drawn, prediction[start : start + _MASKS_AT_ONCE], scale)
+        return drawn[..., ::-1]
+
+    def _draw_part(self, image: np.ndarray, part: InstanceData, scale: float) -> np.ndarray:
+        shown = InstanceData(**{k: part[k] for k in ('scores', 'labels')})
+        shown.bboxes = part.bboxes * scale
+        if 'masks' in part:
+            shown.masks = decode_masks(part.masks, image.shape[:2])
         visualizer = self.inferencer.visualizer
         with _quiet(), _fixed_colors():
             visualizer.add_datasample(
                 '',
-                np.ascontiguousarray(image[..., ::-1]),
+                image,
                 DetDataSample(pred_instances=shown),
                 draw_gt=False,
                 pred_score_thr=self.score_thr,
             )
-        return visualizer.get_image()[..., ::-1]
+        return visualizer.get_image()
 
 
 def decode_masks(masks: Sequence[dict], shape: tuple[int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from mmdet.registry import METRICS
 from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
+from eva_mm.engine.saving import whole_file
 from eva_mm.errors import InputError
 
 from .datasets import check_lvis_fields, load_annotation_file, require_fields
@@ -236,17 +237,14 @@ class EVACocoMetric(CocoMetric):
 
     def _written(self, images: Iterable[list[dict]], path: str) -> Iterator[list[dict]]:
         """Passes detections on and writes them to ``path``, record by record."""
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        partial = f'{path}.partial'
-        with open(partial, 'w', encoding='utf-8') as file:
+        with whole_file(path) as file:
             separator = '['
             for records in images:
                 for record in records:
-                    file.write(separator + json.dumps(record))
+                    file.write((separator + json.dumps(record)).encode())
                     separator = ',\n'
                 yield records
-            file.write(']' if separator != '[' else '[]')
-        os.replace(partial, path)
+            file.write(b']' if separator != '[' else b'[]')
         self._logger.info(f'results are written to {path}')
 
     def _counter(self, data: dict) -> Callable[[list[dict]], list[dict]]:

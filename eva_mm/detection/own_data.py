@@ -5,6 +5,7 @@ call it when the command line is merged in.
 """
 
 import atexit
+import functools
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ import pycocotools.mask as mask_utils
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+from eva_mm.engine.checkpoint import safe_load
 from eva_mm.engine.processes import on_first_process
 from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, UsageError
@@ -92,7 +94,12 @@ def fit_to_data(
     if options.get('fitted_to') is not None:
         _check_fitted(cfg, root, images_per_update, kept, purpose)
         return
-    data = on_first_process(lambda: read_own_data(root, options, Path(cfg.work_dir), purpose))
+    read = functools.partial(read_own_data, root, options, Path(cfg.work_dir), purpose)
+    data = on_first_process(read)
+    if not all(os.path.isfile(part.ann_file) for part in (data.train, data.val)):
+        data = read()  # another node, which does not see the work dir of the first process
+    if purpose == 'test':
+        _check_split(cfg.get('load_from'), data.split)
     _set_data(cfg, data)
     _set_model(cfg, data)
     if purpose == 'test':
@@ -131,6 +138,20 @@ def _check_fitted(
     )
     # For who resumes this run.
     length.images_per_update = images_per_update
+
+
+def _check_split(checkpoint: str | None, split: str | None) -> None:
+    """Refuses to test on images that a checkpoint was trained on, as far as it tells."""
+    if not checkpoint or not os.path.isfile(checkpoint):
+        return
+    meta = safe_load(checkpoint, map_location='cpu', mmap=True).get('meta') or {}
+    trained = (meta.get('fitted_length') or {}).get('split')
+    if trained is not None and split is not None and trained != split:
+        raise UsageError(
+            f'{checkpoint} was trained on another split of the images (digest {trained}, here '
+            f'{split}), so that some of these were trained on: test with the config that the '
+            f'training saved beside it, or with its own_data options and annotation file'
+        )
 
 
 def _data_root(cfg: Config) -> Path:

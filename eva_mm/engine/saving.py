@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import torch
@@ -37,12 +37,19 @@ def write_whole(path: str, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         Exception: what ``write`` raises; the temporary file is removed.
     """
+    with whole_file(path) as file:
+        write(file)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[IO[bytes]]:
+    """Open a file for :func:`write_whole`; it gets its name when the block ends without error."""
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     temporary = path + TEMPORARY
     try:
         with open(temporary, 'wb') as file:
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

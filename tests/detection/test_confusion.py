@@ -91,13 +91,21 @@ def test_the_most_confused_are_drawn(tmp_path):
     counts = np.diag([50] * 40)
     counts[3, 8] = 9
     counts[20, 8] = 4
-    confusions = Confusions([f'c{i}' for i in range(39)], counts)
+    confusions = Confusions([f'c{i}' for i in range(39)], counts, counts.sum(1))
     assert confusions.worst(1) == [('c3', 'c8', 9, 9 / 59)]
     kept = confusions.most_confused(3)
     assert kept.names == ['c3', 'c8', 'c20']
     assert cells(kept)['c20', 'c8'] == 4
     small, large = (draw_confusions(confusions, tmp_path / f'{n}.png', n) for n in (3, 30))
     assert cv2.imread(str(small)).shape[0] < cv2.imread(str(large)).shape[0]
+
+
+def test_categories_of_one_name_stay_two(tmp_path):
+    counts = np.array([[3, 1, 0], [5, 5, 0], [0, 0, 0]])
+    confusions = Confusions(['bat', 'bat'], counts, counts.sum(1))
+    assert confusions.worst(2) == [('bat', 'bat', 5, 5 / 10), ('bat', 'bat', 1, 1 / 4)]
+    assert list(confusions.most_confused(2).totals) == [4, 10, 0]
+    assert draw_confusions(confusions, tmp_path / 'two.png').stat().st_size
 
 
 def test_no_annotations_and_no_results(tmp_path):

@@ -53,6 +53,14 @@ def test_lvis_ignores_more_of_what_is_not_exhaustively_annotated(tmp_path, exhau
     )
 
 
+@pytest.mark.parametrize(('lvis', 'expected'), [(False, 0.0), (True, 1 / 151)])
+def test_as_many_detections_count_as_in_the_benchmark(tmp_path, lvis, expected):
+    listed = dict(neg_category_ids=[], not_exhaustive_category_ids=[]) if lvis else None
+    wrong = [(1, 3, [0, 0, 5, 5], 0.9)] * 150
+    ranked = dict(rank_images(*write(tmp_path, [*wrong, (1, 3, BOX, 0.1)], listed)))
+    assert ranked[1] == pytest.approx(expected)
+
+
 def test_masks_need_masks(tmp_path):
     with pytest.raises(InputError, match='expected a segmentation'):
         rank_images(*write(tmp_path, FOUND), iou_type='segm')

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
+from eva_mm.detection import inference
 from eva_mm.detection.inference import (
     COCO_IDS,
     DetectionPredictor,
@@ -197,6 +198,24 @@ def test_a_drawing_is_the_same_each_time(model, photos):
     before = np.random.get_state()[1].copy()
     assert (predictor.draw(image, prediction) == predictor.draw(image, prediction)).all()
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_many_masks_are_drawn_in_parts_with_the_best_on_top(model, photos, monkeypatch):
+    predictor = DetectionPredictor(load_config(model[0]), model[1], 'cpu', score_thr=0.0)
+    image = predictor.load(str(photos / '0.jpg'))
+    (prediction,) = predictor.predict([predictor.prepare(image)])
+    assert len(prediction) > 3
+    decoded = []
+    monkeypatch.setattr(inference, '_MASKS_AT_ONCE', 3)
+    decode = inference.decode_masks
+    monkeypatch.setattr(
+        inference, 'decode_masks', lambda masks, size: decoded.append(masks) or decode(masks, size)
+    )
+    drawn = predictor.draw(image, prediction)
+    assert drawn.shape == image.shape
+    assert max(map(len, decoded)) == 3
+    assert sum(map(len, decoded)) == len(prediction)
+    assert decoded[-1] == prediction.masks[:3]
 
 
 def test_large_pictures_are_drawn_smaller(model, photos, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, init_default_scope
 from PIL import Image
 
+from eva_mm.detection import own_data
 from eva_mm.detection.own_data_files import find_annotations, find_images, split
 from eva_mm.engine import launch
 from eva_mm.errors import InputError
@@ -306,6 +308,37 @@ def test_a_split_is_kept_and_another_is_refused(unsplit, tmp_path):
     with pytest.raises(InputError, match=r'annotation file \(sha256\) was'):
         test(**{'own_data.split_seed': 1})
     assert contents(work_dir) == before
+
+
+def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(unsplit, tmp_path):
+    length = fit(unsplit, tmp_path / 'work', **{'own_data.split_seed': 1}).fitted_length
+    checkpoint = str(tmp_path / 'iter_1.pth')
+    torch.save(dict(meta=dict(fitted_length=dict(length)), state_dict={}), checkpoint)
+
+    def test(seed):
+        options = {'data_root': str(unsplit), 'own_data.split_seed': seed}
+        work_dir = str(tmp_path / f'other_{seed}')
+        return launch.prepare_test_config(LEAF, checkpoint, options, work_dir=work_dir)
+
+    assert test(1).load_from == checkpoint
+    with pytest.raises(InputError, match=r'iter_1\.pth was trained on another split'):
+        test(0)
+
+
+def test_a_node_that_does_not_see_the_first_ones_work_dir_splits_alike(
+    unsplit, tmp_path, monkeypatch
+):
+    here = fit(unsplit, tmp_path / 'work')
+
+    def elsewhere(read):
+        data = read()
+        shutil.rmtree(tmp_path / 'unseen')
+        return data
+
+    monkeypatch.setattr(own_data, 'on_first_process', elsewhere)
+    there = fit(unsplit, tmp_path / 'unseen')
+    assert infos_of(there) == infos_of(here)
+    assert there.fitted_length == here.fitted_length
 
 
 def test_a_dry_run_leaves_nothing_behind(unsplit, tmp_path):
