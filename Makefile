@@ -1,6 +1,7 @@
 # make env        .venv with the pinned stack; instant when it is there, continues when interrupted
 # make demo       train, test and draw EVA + cascade Mask R-CNN on a generated LVIS data set
 # make test       all tests                         (make test ARGS='tests/test_vit.py -k shape')
+#                 JOBS=2 processes share them, each of about 3 GB
 # make lint       ruff
 # make clean-demo start the demo over; make clean-env start the environment over
 
@@ -8,6 +9,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: help env demo test lint clean-demo clean-env
 
@@ -22,7 +24,7 @@ demo: env
 	@$(RUN) tools/demo.py
 
 test: env
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: env
 	@$(RUN) -m pip install -q -r requirements/lint.txt

@@ -42,7 +42,7 @@ EXTRAS = {
     'clip': [*ENGINE, 'open_clip_torch>=3.0', 'Pillow<13', 'timm>=1.0.17', 'torchvision'],
 }
 EXTRAS['all'] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
-EXTRAS['dev'] = [*EXTRAS['all'], 'pre-commit', 'psutil', 'pytest', 'ruff']
+EXTRAS['dev'] = [*EXTRAS['all'], 'pre-commit', 'psutil', 'pytest', 'pytest-xdist', 'ruff']
 
 
 class BuildWithResources(build_py):

@@ -78,6 +78,9 @@ def test_testing_prints_the_metric_and_dumps_predictions(trained, tmp_path):
     assert re.search(r'toy/accuracy: 100\.0', text)
     predictions = pickle.loads(out.read_bytes())
     assert [p['label'] for p in predictions] == [0, 1] * 8
+    # The config of the training is not replaced by that of the test.
+    saved = {path.name for path in (folder / CHECKPOINT).parent.glob('*.py')}
+    assert saved == {Path(CONFIG).name, f'test_{Path(CONFIG).name}'}
 
 
 def test_saved_results_are_evaluated_without_a_model(trained, tmp_path):

@@ -8,7 +8,7 @@ Proved:     see eva_cascade.py; soft-NMS and 'beit' table resizing have referenc
 
 Soft-NMS leaves thousands of boxes per image, and the mask head runs on each. To bound that, cap
 the boxes before it: `--cfg-options model.test_cfg.rcnn.max_per_img=300`. COCO's evaluator counts
-the best 100 only.
+the best 100 of each class, so that such a cap can cost a little AP.
 
 `--tta` also looks at the mirrored image (ours, see ../_base_/tta/flip_1536.py), with 300 boxes per
 image; `eva_cascade_multi_scale_test.py` has three scales.

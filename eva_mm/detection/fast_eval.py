@@ -13,6 +13,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -102,9 +103,10 @@ def precision_table(
     Returns:
         Array (T, 101 recalls, classes, 4 areas of :data:`AREAS`); -1 where nothing is annotated.
     """
+    numbers = _image_numbers(data['images'])
     truth, found = defaultdict(list), defaultdict(list)
     for annotation in data['annotations']:
-        if not lvis or annotation['area'] > 0:
+        if annotation['image_id'] in numbers and (not lvis or annotation['area'] > 0):
             truth[annotation['category_id']].append(annotation)
     for detection in detections:
         found[detection['category_id']].append(detection)
@@ -112,11 +114,19 @@ def precision_table(
     for start in range(0, len(cat_ids), CATEGORIES_AT_ONCE):
         ids = list(cat_ids[start : start + CATEGORIES_AT_ONCE])
         chosen = set(ids)
-        annotations = [_truth(entry, lvis) for i in ids for entry in truth[i]]
-        results = _results([entry for i in ids for entry in found[i]], iou_type, lvis)
+        # The evaluator takes an annotation of id 0 for one that nothing matched.
+        annotations = [
+            _truth(entry, number, numbers, lvis)
+            for number, entry in enumerate((e for i in ids for e in truth[i]), start=1)
+        ]
+        results = _results([entry for i in ids for entry in found[i]], numbers, iou_type, lvis)
         used = {entry['image_id'] for entry in (*annotations, *results)}
         part = dict(
-            images=[image for image in data['images'] if image['id'] in used],
+            images=[
+                dict(image, id=numbers[image['id']])
+                for image in data['images']
+                if numbers[image['id']] in used
+            ],
             categories=[entry for entry in data['categories'] if entry['id'] in chosen],
             annotations=annotations,
         )
@@ -124,14 +134,28 @@ def precision_table(
     return np.concatenate(tables, axis=2)
 
 
-def _truth(annotation: dict, lvis: bool) -> dict:
+def _image_numbers(images: list[dict]) -> dict[Any, int]:
+    """Image id -> number: the evaluator takes numbers only, and ids may be texts.
+
+    In the order of the ids, by which detections of equal score are ranked.
+    """
+    ids = [image['id'] for image in images]
+    if all(isinstance(i, int) for i in ids):
+        return {i: i for i in ids}
+    return {i: number for number, i in enumerate(sorted(ids, key=str), start=1)}
+
+
+def _truth(annotation: dict, number: int, numbers: dict[Any, int], lvis: bool) -> dict:
     """A copy that the evaluator may write into."""
-    if not lvis:
-        return dict(annotation)
-    return dict(annotation, iscrowd=0, lvis_ignore=int(annotation.get('ignore', 0)))
+    copy = dict(annotation, id=number, image_id=numbers[annotation['image_id']])
+    if lvis:
+        copy.update(iscrowd=0, lvis_ignore=int(annotation.get('ignore', 0)))
+    return copy
 
 
-def _results(detections: list[dict], iou_type: str, lvis: bool) -> list[dict]:
+def _results(
+    detections: list[dict], numbers: dict[Any, int], iou_type: str, lvis: bool
+) -> list[dict]:
     """Annotations such as ``COCO.loadRes`` makes of detections, without what is not needed.
 
     It also draws a polygon around each box, or a box around each mask, and measures each mask by
@@ -141,7 +165,7 @@ def _results(detections: list[dict], iou_type: str, lvis: bool) -> list[dict]:
     return [
         {
             'id': number,
-            'image_id': detection['image_id'],
+            'image_id': numbers[detection['image_id']],
             'category_id': detection['category_id'],
             'score': detection['score'],
             geometry: detection[geometry],

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,7 @@ def fit_to_data(
     """
     options = cfg.own_data
     root = _data_root(cfg)
+    _check_options(options)
     if options.get('fitted_to') is not None:
         _check_fitted(cfg, root, images_per_update, kept, purpose)
         return
@@ -100,7 +101,7 @@ def fit_to_data(
         data = read()  # another node, which does not see the work dir of the first process
     if purpose == 'test':
         _check_split(cfg.get('load_from'), data.split)
-    _set_data(cfg, data)
+    _set_data(cfg, data, kept)
     _set_model(cfg, data)
     if purpose == 'test':
         # The number of training processes is unknown: what a test saves is fitted anew.
@@ -138,6 +139,27 @@ def _check_fitted(
     )
     # For who resumes this run.
     length.images_per_update = images_per_update
+
+
+# Option -> its kind, what it has to be, and a test of it.
+_OPTIONS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+    'val_fraction': (float, 'a share between 0 and 1', lambda value: 0 < value < 1),
+    'split_seed': (int, 'a whole number', lambda value: True),
+    'epochs': (float, 'above 0', lambda value: value > 0),
+    'min_images': (int, '0 or more', lambda value: value >= 0),
+    'min_iterations': (int, '1 or more', lambda value: value >= 1),
+    'warm_up': (int, '0 or more', lambda value: value >= 0),
+    'num_validations': (int, '1 or more', lambda value: value >= 1),
+}
+
+
+def _check_options(options: ConfigDict) -> None:
+    """Refuses numbers that would make another training than was meant, or none."""
+    for name, (kind, expected, holds) in _OPTIONS.items():
+        value = options[name]
+        kinds = (int, float) if kind is float else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
+            raise UsageError(f'own_data.{name} should be {expected}, but got {value!r}')
 
 
 def _check_split(checkpoint: str | None, split: str | None) -> None:
@@ -182,6 +204,11 @@ def read_own_data(root: Path, options: ConfigDict, work_dir: Path, purpose: str)
     train, digest = _read(train_file), None
     train_images = val_images = _images(root, train_file, train, 'train', options)
     if val_file is None:
+        if options.get('val_images'):
+            raise InputError(
+                f'own_data.val_images={options.val_images}: no annotation file of validation '
+                f'images was found in {root}; name it: own_data.val_ann=FILE'
+            )
         masks = _kind_of_masks([(train_file, train)], options)
         train_file, val_file, digest = _split(train_file, train, masks, options, work_dir, purpose)
         train, val = _read(train_file), _read(val_file)
@@ -299,7 +326,7 @@ def _annotation_files(root: Path, options: ConfigDict) -> tuple[Path, Path | Non
             files[role] = named_path(root, options[option], f'own_data.{option}')
         else:
             files[role] = find_annotations(root, role)
-    train = files['train'] or find_annotations(root, 'single')
+    train = files['train'] or find_annotations(root, 'single', other=filter(None, [files['val']]))
     if train is None:
         raise no_annotations(root)
     return train, files['val']
@@ -308,12 +335,22 @@ def _annotation_files(root: Path, options: ConfigDict) -> tuple[Path, Path | Non
 def _read(path: Path) -> dict:
     data = load_annotation_file(str(path))
     require_fields(data['images'], 'images', ('file_name',), str(path))
+    for image in data['images']:
+        if not isinstance(image['file_name'], str):
+            raise InputError(
+                f'{path}: image id={image["id"]} has file_name {image["file_name"]!r}, expected '
+                f'a text'
+            )
     for section in ('images', 'categories', 'annotations'):
         if not data[section]:
             raise InputError(f'annotation file {path} lists no {section}')
+        for entry in data[section]:
+            if not isinstance(entry['id'], int | str):
+                raise InputError(f'{path}: {section} hold id={entry["id"]!r}, expected a number')
         (most, count), *_ = Counter(entry['id'] for entry in data[section]).most_common(1)
         if count > 1:
             raise InputError(f'{path}: {section} are not unique, id={most} {count} times')
+    _check_instances(data, path)
     return data
 
 
@@ -336,8 +373,10 @@ def _refuse_shared_images(
     text = f'{len(shared)} images are in the training and in the validation set, as {shared[0]}'
     if not options.get('val_ann'):
         raise InputError(
-            f'{text}: AP would tell nothing. Take them out of one, or name the validation file to '
-            f'use it all the same: own_data.val_ann=FILE'
+            f'{text}: AP would tell nothing (training images are those in {train_images}, '
+            f'validation images those in {val_images}). Name the folder that is meant '
+            f'(own_data.train_images, own_data.val_images), take them out of one file, or name the '
+            f'validation file to use it all the same: own_data.val_ann=FILE'
         )
     print_log(f'{text}: AP will be too high', logger='current', level=30)
 
@@ -419,6 +458,23 @@ def _completed(val: dict, train: dict, masks: str | None) -> dict:
     return dict(val, annotations=annotations, categories=train['categories'])
 
 
+def _check_instances(data: dict, path: Path) -> None:
+    """What the data set would find too, but before a split of it is written and kept."""
+    images = {image['id'] for image in data['images']}
+    categories = {category['id'] for category in data['categories']}
+    for entry in data['annotations']:
+        box = entry.get('bbox')
+        if not (isinstance(box, list) and len(box) == 4):
+            problem = f'bbox should be [x, y, width, height], found {box}'
+        elif entry['image_id'] not in images:
+            problem = f'image {entry["image_id"]} is not listed under images'
+        elif entry['category_id'] not in categories:
+            problem = f'category {entry["category_id"]} is not listed under categories'
+        else:
+            continue
+        raise InputError(f'{path}: annotation id={entry["id"]}: {problem}')
+
+
 def _area(entry: dict, size: tuple[int, int] | None, masks: str | None) -> float:
     """Area in square pixels of the mask, or of the box."""
     try:
@@ -452,7 +508,7 @@ def _write(path: Path, data: dict) -> Path:
 # -------------------------------------------------------------------------------------- the config
 
 
-def _set_data(cfg: Config, data: OwnData) -> None:
+def _set_data(cfg: Config, data: OwnData, kept: Collection[str]) -> None:
     metric = ['bbox', 'segm'] if data.masks else 'bbox'
     for name in ('train', 'val', 'test'):
         part = data.train if name == 'train' else data.val
@@ -460,7 +516,9 @@ def _set_data(cfg: Config, data: OwnData) -> None:
             data_root='', ann_file=part.ann_file, data_prefix=ConfigDict(img=part.images)
         )
         if name != 'train':
-            cfg[f'{name}_evaluator'].update(ann_file=part.ann_file, metric=metric)
+            cfg[f'{name}_evaluator'].ann_file = part.ann_file
+            if f'{name}_evaluator.metric' not in kept:
+                cfg[f'{name}_evaluator'].metric = metric
     for transform in cfg.train_dataloader.dataset.pipeline:
         if transform.type == 'LoadAnnotations':
             transform.update(with_mask=bool(data.masks), poly2mask=data.masks == 'bitmaps')
@@ -484,18 +542,20 @@ def _set_schedule(
     options, loop = cfg.own_data, cfg.train_cfg
     images = max(options.epochs * data.train.num_images, options.min_images)
     length = max(math.ceil(images / images_per_update), options.min_iterations)
-    # Noted in checkpoints, so that a run is resumed with the same (engine/resume.py).
-    cfg.fitted_length = dict(
-        images_per_update=images_per_update, max_iters=length, split=data.split
-    )
     if 'train_cfg.max_iters' not in kept:
         loop.max_iters = length
     total = loop.max_iters
+    # Noted in checkpoints, so that a run is resumed with the same (engine/resume.py).
+    cfg.fitted_length = dict(images_per_update=images_per_update, max_iters=total, split=data.split)
     interval = max(1, math.ceil(total / options.num_validations))
     if 'train_cfg.val_interval' not in kept:
         loop.val_interval = interval
     if 'default_hooks.checkpoint.interval' not in kept:
         cfg.default_hooks.checkpoint.interval = interval
+    saving = cfg.default_hooks.checkpoint
+    metric = cfg.val_evaluator.metric
+    if metric in ('segm', ['segm']) and saving.get('save_best') == 'coco/bbox_mAP':
+        saving.save_best = 'coco/segm_mAP'
     if not any(key.startswith('param_scheduler') for key in kept):
         _set_rates(cfg, total)
     batch = cfg.auto_scale_lr.base_batch_size

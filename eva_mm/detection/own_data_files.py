@@ -7,7 +7,7 @@ Folders are searched by the layouts that data sets and labelling tools commonly 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from eva_mm.errors import InputError, MissingFileError
@@ -33,12 +33,13 @@ _SHOWN = 12  # names of files in a message
 _SAMPLED = 20  # images that are looked for in a folder
 
 
-def find_annotations(root: Path, role: str) -> Path | None:
+def find_annotations(root: Path, role: str, other: Iterable[Path] = ()) -> Path | None:
     """Annotation file of one role.
 
     Args:
         root: folder of the data set.
         role: ``'train'``, ``'val'`` or ``'single'`` (a file of all images).
+        other: files that are known to be something else.
 
     Returns:
         None when there is none.
@@ -47,9 +48,12 @@ def find_annotations(root: Path, role: str) -> Path | None:
         InputError: several could be meant.
     """
     groups = _SINGLE if role == 'single' else _BY_ROLE
-    other = _of_other_roles(root) if role == 'single' else set()
+    other = {path.resolve() for path in other}
+    if role == 'single':
+        other |= _of_other_roles(root)
     for group in groups:
-        found = sorted({p for pattern in group for p in root.glob(pattern.format(role))} - other)
+        fitting = {path for pattern in group for path in root.glob(pattern.format(role))}
+        found = sorted(path for path in fitting if path.resolve() not in other)
         if len(found) > 1:
             part = 'train' if role == 'single' else role
             raise InputError(
@@ -64,7 +68,8 @@ def find_annotations(root: Path, role: str) -> Path | None:
 def _of_other_roles(root: Path) -> set[Path]:
     patterns = [pattern for group in _BY_ROLE for pattern in group]
     roles = ('train', 'val', 'test')
-    return {path for role in roles for p in patterns for path in root.glob(p.format(role))}
+    found = {path for role in roles for p in patterns for path in root.glob(p.format(role))}
+    return {path.resolve() for path in found}
 
 
 def no_annotations(root: Path) -> InputError:
@@ -138,15 +143,23 @@ def find_images(root: Path, ann_file: Path, data: dict, role: str) -> Path:
     )
 
 
-def _image_folders(root: Path, ann_file: Path, role: str) -> list[list[Path]]:
-    """Groups of folders where images may lie, the likeliest first."""
+def _image_folders(root: Path, ann_file: Path, role: str) -> Iterator[list[Path]]:
+    """Groups of folders where images may lie, the likeliest first; listed as they are asked for."""
     beside = ann_file.parent
     own = [] if beside == root or beside.name == 'annotations' else [beside, beside / 'images']
-    for pattern in ('{}*', '{}*/images', 'images/{}*', 'data/{}*'):
+    for pattern in ('{}*', '{}*/images', 'images/{}*', 'data/{}*', '*_{}', '*-{}'):
         own += sorted(root.glob(pattern.format(role)))
-    below = sorted(path for path in root.glob('*') if path.is_dir())
-    below += sorted(path for path in root.glob('images/*') if path.is_dir())
-    return [own, [root / 'images', root], below]
+    yield own
+    yield [root / 'images', root]
+    yield _folders_in(root) + _folders_in(root / 'images')
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Sorted; by one listing, as there may be a hundred thousand images beside them."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
 
 
 def split(data: dict, fraction: float, seed: int) -> tuple[dict, dict]:

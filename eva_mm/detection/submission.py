@@ -44,6 +44,14 @@ class COCOSubmission(EVACocoMetric):
             **kwargs,
         )
 
+    def evaluate_results_file(self, path: str) -> dict[str, float]:
+        """Refuses: the annotations are the server's.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f'{path} cannot be evaluated here: the server has the annotations')
+
     def _kept(self, image_id: int, prediction: dict) -> torch.Tensor:
         """Indices of the best ``max_dets`` of each class, best first."""
         mask_scores = prediction.get('mask_scores') if self.metrics == ['segm'] else None

@@ -498,6 +498,12 @@ def run_test(cfg: Config, out: str | None = None) -> dict:
     """
     if out and not out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out should end in .pkl or .pickle, but got {out}')
+    if out and _gives_run_lengths(cfg):
+        raise UsageError(
+            '--out and model.test_cfg.rcnn.rle_masks do not go together, since mmdet saves '
+            'bitmaps: leave one out, or write JSON by test_evaluator.outfile_prefix'
+        )
+    _save_config_apart(cfg)
     runner = build_runner(cfg)
     if out:
         dump = _DUMP_METRICS.get(cfg.get('default_scope'), 'DumpResults')
@@ -507,6 +513,21 @@ def run_test(cfg: Config, out: str | None = None) -> dict:
     del runner
     leave_process_group()
     return values
+
+
+def _gives_run_lengths(cfg: Config) -> bool:
+    return bool(((cfg.model.get('test_cfg') or {}).get('rcnn') or {}).get('rle_masks'))
+
+
+def _save_config_apart(cfg: Config) -> None:
+    """Let the Runner of a test save its config as `test_<name>.py`.
+
+    Under its own name it would replace the one of a training in the same work dir, which may hold
+    more: what was fitted to the data, and the weights that the training started from.
+    """
+    path = Path(cfg.filename or 'config.py')
+    if not path.name.startswith('test_'):
+        object.__setattr__(cfg, '_filename', str(path.with_name(f'test_{path.name}')))
 
 
 def evaluate_results(cfg: Config, results: str) -> dict:

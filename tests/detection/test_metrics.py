@@ -502,3 +502,27 @@ def test_bad_arguments_are_named(tmp_path):
         EVACocoMetric(str(path), format_only=True)
     with pytest.raises(FileNotFoundError, match='missing.json'):
         EVACocoMetric(str(tmp_path / 'missing.json'))
+
+
+@pytest.mark.parametrize('number', [lambda i: i, lambda i: f'im{i}'], ids=['from 0', 'texts'])
+@pytest.mark.parametrize('lvis', [False, True])
+def test_ids_may_begin_with_0_and_be_texts(number, lvis, tmp_path):
+    """Roboflow counts from 0, which pycocotools takes for unmatched; others write file names."""
+    box = [4, 4, 20, 20]
+    extra = dict(neg_category_ids=[], not_exhaustive_category_ids=[]) if lvis else {}
+    data = dict(
+        images=[dict(id=number(i), width=64, height=64, **extra) for i in range(2)],
+        annotations=[
+            dict(id=i, image_id=number(i), category_id=0, bbox=box, area=400, iscrowd=0)
+            for i in range(2)
+        ],
+        categories=[dict(id=0, name='cat', frequency='f')],
+    )
+    found = [dict(image_id=number(i), category_id=0, bbox=box, score=0.9) for i in range(2)]
+    paths = []
+    for name, content in (('truth', data), ('found', found)):
+        paths.append(tmp_path / f'{name}.json')
+        paths[-1].write_text(json.dumps(content))
+    metric = (EVALVISMetric if lvis else EVACocoMetric)(ann_file=str(paths[0]), metric='bbox')
+    values = metric.evaluate_results_file(str(paths[1]))
+    assert values['lvis/bbox_AP' if lvis else 'coco/bbox_mAP'] == pytest.approx(1.0)

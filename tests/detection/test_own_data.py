@@ -435,7 +435,27 @@ def _twice(root):
     dump(root / 'annotations/instances_train2017.json', data)
 
 
+def _spoilt(path, section, **values):
+    """An error case: the second entry of a section of the training file has other values."""
+
+    def spoil(root):
+        data = coco(TRAIN)
+        data[section][1].update(values)
+        dump(root / path, data)
+
+    spoil.__name__ = f'_{section}_{next(iter(values))}'
+    return spoil
+
+
+_TRAIN_FILE = 'annotations/instances_train2017.json'
 ERRORS = {
+    _spoilt(_TRAIN_FILE, 'annotations', bbox=[1, 2]): (
+        'instances_train2017.json: annotation id=2: bbox should be [x, y, width, height]',
+    ),
+    _spoilt(_TRAIN_FILE, 'annotations', image_id=77): ('id=2: image 77 is not listed',),
+    _spoilt(_TRAIN_FILE, 'annotations', category_id=77): ('id=2: category 77 is not listed',),
+    _spoilt(_TRAIN_FILE, 'images', file_name=7): ('image id=2 has file_name 7, expected a text',),
+    _spoilt(_TRAIN_FILE, 'images', id=[1]): ('images hold id=[1], expected a number',),
     _two_train_files: (
         'meant for train? Found annotations/instances_train2014.json, '
         'annotations/instances_train2017.json',
@@ -463,6 +483,54 @@ def test_errors_name_what_was_found_and_what_to_do(spoil, folder, tmp_path):
     for part in ERRORS[spoil]:
         assert part in str(error.value)
     assert launch.plain_message(error.value)
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'text'),
+    [
+        ('val_fraction', 15, 'a share between 0 and 1, but got 15'),
+        ('val_fraction', '15%', "a share between 0 and 1, but got '15%'"),
+        ('num_validations', 0, '1 or more, but got 0'),
+        ('epochs', -1, 'above 0, but got -1'),
+        ('split_seed', 0.5, 'a whole number, but got 0.5'),
+    ],
+)
+def test_options_out_of_range(option, value, text, folder, tmp_path):
+    with pytest.raises(InputError, match=f'own_data.{option} should be {text}'):
+        fit(folder, tmp_path / 'work', **{f'own_data.{option}': value})
+
+
+def test_validation_images_without_a_validation_file(unsplit, tmp_path):
+    with pytest.raises(InputError, match=r'own_data\.val_images=there: no annotation file'):
+        fit(unsplit, tmp_path / 'work', **{'own_data.val_images': 'there'})
+
+
+def test_folders_named_at_the_end_are_found_before_those_of_the_other_part(tmp_path):
+    root = tmp_path / 'data'
+    put(root, 'annotations/instances_train.json', 'images', TRAIN)
+    put(root, 'annotations/instances_val.json', 'images_val', TRAIN)
+    cfg = fit(root, tmp_path / 'work')
+    assert cfg.train_dataloader.dataset.data_prefix.img == str(root / 'images')
+    assert cfg.val_dataloader.dataset.data_prefix.img == str(root / 'images_val')
+
+
+def test_a_named_validation_file_is_not_asked_about(tmp_path):
+    root = tmp_path / 'data'
+    put(root, 'data.json', 'images', TRAIN)
+    put(root, 'holdout.json', 'images', VAL)
+    cfg = fit(root, tmp_path / 'work', **{'own_data.val_ann': 'holdout.json'})
+    assert cfg.train_dataloader.dataset.ann_file == str(root / 'data.json')
+
+
+def test_the_length_that_the_command_line_sets_is_noted(folder, tmp_path):
+    cfg = fit(folder, tmp_path / 'work', **{'train_cfg.max_iters': 77})
+    assert cfg.fitted_length.max_iters == cfg.train_cfg.max_iters == 77
+
+
+def test_the_best_checkpoint_is_chosen_by_what_is_measured(folder, tmp_path):
+    cfg = fit(folder, tmp_path / 'work', **{'val_evaluator.metric': 'segm'})
+    assert cfg.val_evaluator.metric == 'segm'
+    assert cfg.default_hooks.checkpoint.save_best == 'coco/segm_mAP'
 
 
 @pytest.mark.parametrize(

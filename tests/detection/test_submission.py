@@ -73,6 +73,12 @@ def test_only_what_counts_is_written(info, tmp_path):
     assert sorted(found) == [(1, 0.5), (1, 0.9), (90, 0.8)]
 
 
+def test_results_are_not_evaluated_here(info):
+    options = dict(type='COCOSubmission', ann_file=str(info), outfile_prefix='x')
+    with pytest.raises(ValueError, match='r.json cannot be evaluated here: the server has'):
+        METRICS.build(options).evaluate_results_file('r.json')
+
+
 def test_one_file_holds_boxes_or_masks(info):
     options = dict(type='COCOSubmission', ann_file=str(info), outfile_prefix='x')
     with pytest.raises(ValueError, match='one file each'):
