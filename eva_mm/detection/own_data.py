@@ -27,7 +27,14 @@ from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, UsageError
 
 from .datasets import load_annotation_file, require_fields
-from .own_data_files import find_annotations, find_images, named_path, no_annotations, split
+from .own_data_files import (
+    find_annotations,
+    find_images,
+    missing_images,
+    named_path,
+    no_annotations,
+    split,
+)
 
 _ADVICE = 'docs/own_data.md tells of layouts'
 
@@ -81,7 +88,7 @@ def fit_to_data(
         cfg: with ``work_dir``.
         images_per_update: over all processes and accumulated passes.
         kept: dotted keys that the command line set, which stay.
-        purpose: ``'train'``, ``'test'``, which leaves the schedule alone, or ``'dry_run'``, which
+        purpose: ``'train'``; ``'test'``, which leaves the schedule alone; or ``'dry_run'``, which
             writes nothing below ``work_dir``.
 
     Raises:
@@ -221,9 +228,11 @@ def read_own_data(root: Path, options: ConfigDict, work_dir: Path, purpose: str)
         completed = _completed(val, train, masks)
         if completed is not val:
             val, val_file = completed, _write_copy(completed, work_dir, purpose)
-    for path, data in ((train_file, train), (val_file, val)):
+    for path, data, folder in ((train_file, train, train_images), (val_file, val, val_images)):
         if not _instances(data):
             raise InputError(f'{path}: none of its annotations is an instance to learn or measure')
+        _check_images(path, data, folder)
+        _warn_of_boxes_outside(path, data)
     names = {category['id']: str(category['name']) for category in train['categories']}
     seen = {entry['category_id'] for entry in _instances(train)}
     return OwnData(
@@ -303,9 +312,9 @@ def _digest(content: bytes) -> str:
 
 
 def _folder(work_dir: Path, purpose: str) -> Path:
-    """Where to write; a dry run reads what it would write, and leaves nothing behind."""
+    """Where to write: a test apart from a training, a dry run where nothing is left behind."""
     if purpose != 'dry_run':
-        return work_dir / 'own_data'
+        return work_dir / ('own_data' if purpose == 'train' else 'own_data_test')
     folder = tempfile.mkdtemp(prefix='eva_mm_dry_run_')
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
@@ -456,6 +465,35 @@ def _completed(val: dict, train: dict, masks: str | None) -> dict:
     if annotations == val['annotations'] and not fewer:
         return val
     return dict(val, annotations=annotations, categories=train['categories'])
+
+
+def _check_images(path: Path, data: dict, folder: Path) -> None:
+    """Refuses missing images, before training comes to them."""
+    names = [image['file_name'] for image in data['images']]
+    if absent := missing_images(folder, names):
+        raise InputError(
+            f'{path}: {len(absent)} of {len(names)} images are not in {folder}, such as '
+            f'{absent[0]}. Take them out of the file, or name another folder: '
+            f'own_data.train_images, own_data.val_images'
+        )
+
+
+def _warn_of_boxes_outside(path: Path, data: dict) -> None:
+    """Tells of boxes that leave their image: often x1, y1, x2, y2 in place of width and height."""
+    sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
+    outside = []
+    for entry in data['annotations']:
+        (x, y, width, height), size = entry['bbox'], sizes[entry['image_id']]
+        # A pixel or two is how tools round.
+        if x + width > 1.01 * size[0] + 2 or y + height > 1.01 * size[1] + 2:
+            outside.append(entry['id'])
+    if outside:
+        print_log(
+            f'{path}: {len(outside)} of {len(data["annotations"])} boxes leave their image, first '
+            f'id={outside[0]}; bbox should be [x, y, width, height]',
+            logger='current',
+            level=30,
+        )
 
 
 def _check_instances(data: dict, path: Path) -> None:

@@ -134,13 +134,28 @@ def find_images(root: Path, ann_file: Path, data: dict, role: str) -> Path:
             )
         if whole:
             return whole[0]
-    best = ', '.join(
-        f'{count} in {folder}' for folder, count in sorted(counts.items(), key=lambda x: -x[1])[:3]
-    )
+    ranked = sorted(counts.items(), key=lambda pair: -pair[1])[:3]
+    best = ', '.join(f'{count} in {folder}' for folder, count in ranked)
+    likeliest = ranked[0][0] if ranked else root
+    absent = next(name for name in names if not (likeliest / name).is_file())
     raise MissingFileError(
-        f'{ann_file}: images were not found below {root} (of {len(names)} looked for, such as '
-        f'{names[0]}: {best}); name their folder: own_data.{role}_images=FOLDER'
+        f'{ann_file}: images were not found below {root} (of {len(names)} looked for: {best}; '
+        f'{absent} is not in {likeliest}); name their folder: own_data.{role}_images=FOLDER'
     )
+
+
+def missing_images(folder: Path, names: Iterable[str]) -> list[str]:
+    """Names, relative to a folder, of which there is no file; each folder is listed once."""
+    listed: dict[Path, set[str]] = {}
+    missing = []
+    for name in names:
+        path = folder / name
+        if path.parent not in listed:
+            there = path.parent.is_dir()
+            listed[path.parent] = set(os.listdir(path.parent)) if there else set()
+        if path.name not in listed[path.parent]:
+            missing.append(name)
+    return missing
 
 
 def _image_folders(root: Path, ann_file: Path, role: str) -> Iterator[list[Path]]:

@@ -214,7 +214,7 @@ def test_a_single_file_is_split(ann, images, tmp_path):
     again = launch.prepare_test_config(
         LEAF, cfg_options=dict(data_root=str(root)), work_dir=str(tmp_path / 'test')
     )
-    assert Path(again.test_evaluator.ann_file).parent == tmp_path / 'test' / 'own_data'
+    assert Path(again.test_evaluator.ann_file).parent == tmp_path / 'test' / 'own_data_test'
     first, second = (Path(c.test_evaluator.ann_file).read_bytes() for c in (cfg, again))
     assert first == second
 
@@ -341,6 +341,19 @@ def test_a_node_that_does_not_see_the_first_ones_work_dir_splits_alike(
     assert there.fitted_length == here.fitted_length
 
 
+def test_a_test_on_other_data_leaves_those_of_the_training_alone(folder, tmp_path):
+    work_dir, unsplit = tmp_path / 'work', tmp_path / 'unsplit'
+    put(unsplit, 'annotations.json', 'images', [f'{i}.jpg' for i in range(10)])
+    fit(folder, work_dir)  # has a validation file, so that nothing is split
+    for _ in range(2):
+        cfg = launch.prepare_test_config(
+            LEAF, cfg_options=dict(data_root=str(unsplit)), work_dir=str(work_dir)
+        )
+    init_default_scope('mmdet')
+    assert infos(cfg.test_dataloader.dataset)
+    assert {path.name for path in work_dir.iterdir()} == {'own_data_test'}
+
+
 def test_a_dry_run_leaves_nothing_behind(unsplit, tmp_path):
     options, work_dir = dict(data_root=str(unsplit)), tmp_path / 'work'
     dry = launch.prepare_train_config(LEAF, options, str(work_dir), for_dry_run=True)
@@ -462,7 +475,7 @@ ERRORS = {
         'own_data.train_ann=FILE',
     ),
     _only_val: ('Found annotations/instances_val2017.json', 'own_data.train_ann=FILE'),
-    _no_images: ('of 3 looked for, such as a.jpg: 0 in', 'own_data.train_images=FOLDER'),
+    _no_images: ('of 3 looked for: 0 in', 'a.jpg is not in', 'own_data.train_images=FOLDER'),
     _images_twice: ('several folders, train2017, train_old', 'own_data.train_images=FOLDER'),
     _some_masks: ('1 of 3 annotations have no mask', 'first id=2', 'own_data.masks=False'),
     _shared_image: ('1 images are in the training and in the validation', 'own_data.val_ann=FILE'),
@@ -498,6 +511,24 @@ def test_errors_name_what_was_found_and_what_to_do(spoil, folder, tmp_path):
 def test_options_out_of_range(option, value, text, folder, tmp_path):
     with pytest.raises(InputError, match=f'own_data.{option} should be {text}'):
         fit(folder, tmp_path / 'work', **{f'own_data.{option}': value})
+
+
+def test_images_beyond_the_sample_are_looked_for_too(tmp_path):
+    root, names = tmp_path / 'data', [f'{i:02d}.jpg' for i in range(50)]
+    put(root, 'annotations.json', 'images', names)
+    (root / 'images' / '03.jpg').unlink()  # every second one is in the sample
+    with pytest.raises(InputError, match=r'1 of \d\d images are not in .*images, such as 03\.jpg'):
+        fit(root, tmp_path / 'work')
+
+
+def test_boxes_that_leave_their_image_are_told(folder, tmp_path, monkeypatch):
+    data = coco(TRAIN)
+    data['annotations'][1]['bbox'] = [20.0, 4.0, 30.0, 28.0]  # corners
+    dump(folder / 'annotations/instances_train2017.json', data)
+    told = []
+    monkeypatch.setattr(own_data, 'print_log', lambda text, **_: told.append(text))
+    fit(folder, tmp_path / 'work')
+    assert '1 of 3 boxes leave their image, first id=2; bbox should be' in told[0]
 
 
 def test_validation_images_without_a_validation_file(unsplit, tmp_path):
