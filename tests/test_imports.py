@@ -82,7 +82,7 @@ ARROWS = {
         CORE | {'engine', 'compat', 'errors'},
         {'torch', 'mmengine', 'mmcv', 'mmaction', 'decord'} | SMALL,
     ),
-    'demo': Row(set(), {'numpy', 'cv2'}, {'pycocotools'}),
+    'demo': Row({'errors'}, {'numpy', 'cv2'}, {'pycocotools'}),
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from eva_mm.errors import InputError, MissingFileError
+
 _PANEL = 520  # side of the square an image is fitted into, pixels
 _GAP = 16
 _PAIR_GAP = 36
@@ -79,7 +81,7 @@ def draw_contact_sheet(
         ValueError: A file is not what it should be, or names unknown images or categories.
     """
     if num_images < 1:
-        raise ValueError(f'num_images is {num_images}, expected at least 1')
+        raise InputError(f'num_images is {num_images}, expected at least 1')
     annotations = _read_json(annotations_json, 'annotations')
     results = _read_json(results_json, 'results')
     _check(annotations, annotations_json, results, results_json)
@@ -91,7 +93,7 @@ def draw_contact_sheet(
         listed = {record['id']: record for record in annotations['images']}
         chosen = [listed[image_id] for image_id in image_ids]
     if not chosen:
-        raise ValueError(f'{annotations_json} has no image to draw')
+        raise InputError(f'{annotations_json} has no image to draw')
     height = max(_fitted(record['height'], record['width'])[0] for record in chosen)
     pairs = []
     for record in chosen:
@@ -117,33 +119,33 @@ def draw_contact_sheet(
 
 def _read_json(path: str | os.PathLike, what: str) -> Any:
     if not Path(path).is_file():
-        raise FileNotFoundError(f'{what} file {path} does not exist')
+        raise MissingFileError(f'{what} file {path} does not exist')
     try:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f'{what} file {path} is not JSON: {error}') from error
+        raise InputError(f'{what} file {path} is not JSON: {error}') from error
 
 
 def _check(annotations: Any, annotations_path: Any, results: Any, results_path: Any) -> None:
     for key in ('images', 'annotations', 'categories'):
         if not isinstance(annotations, dict) or not isinstance(annotations.get(key), list):
-            raise ValueError(f"{annotations_path}: expected LVIS or COCO annotations with '{key}'")
+            raise InputError(f"{annotations_path}: expected LVIS or COCO annotations with '{key}'")
     if not annotations['images']:
-        raise ValueError(f'{annotations_path} lists no images')
+        raise InputError(f'{annotations_path} lists no images')
     if not isinstance(results, list):
-        raise ValueError(
+        raise InputError(
             f'{results_path}: expected a list of results, found {type(results).__name__}'
         )
     for number, result in enumerate(results):
         missing = {'image_id', 'category_id', 'score'} - set(result)
         if missing or not {'bbox', 'segmentation'} & set(result):
             lacks = ', '.join(sorted(missing)) or 'bbox or segmentation'
-            raise ValueError(f'{results_path}: result {number} lacks {lacks}')
+            raise InputError(f'{results_path}: result {number} lacks {lacks}')
     for key, records in (('image_id', 'images'), ('category_id', 'categories')):
         known = {record['id'] for record in annotations[records]}
         unknown = sorted({result[key] for result in results} - known)
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f'{results_path} has {key} {unknown[0]} ({len(unknown)} such ids), which '
                 f'{annotations_path} does not list'
             )
@@ -185,19 +187,22 @@ def _read_image(record: dict[str, Any], folder: Path) -> np.ndarray:
     names = [record.get('file_name', ''), '/'.join(url.split('/')[-2:]), url.split('/')[-1]]
     names = [name for name in names if name]
     if not names:
-        raise ValueError(f'image {record["id"]} has neither file_name nor coco_url')
+        raise InputError(f'image {record["id"]} has neither file_name nor coco_url')
     for path in (folder / name for name in names):
         if path.is_file():
             image = cv2.imread(str(path))
             if image is None:
-                raise ValueError(f'{path} is not an image OpenCV can read')
+                raise InputError(f'{path} is not an image OpenCV can read')
             if image.shape[:2] != (record['height'], record['width']):
-                raise ValueError(
+                raise InputError(
                     f'{path} is {image.shape[0]} x {image.shape[1]} pixels (height x width), '
                     f'the annotations say {record["height"]} x {record["width"]}'
                 )
             return image
-    raise FileNotFoundError(f'image {record["id"]} ({names[-1]}) is not in {folder}')
+    raise MissingFileError(
+        f'image {record["id"]} ({names[-1]}) is not in {folder}, expected the folder of images or '
+        f'its parent'
+    )
 
 
 def _item(record: dict[str, Any], shape: tuple[int, int], score: float | None) -> _Item:
@@ -223,7 +228,7 @@ def _decode(segmentation: Any, shape: tuple[int, int], image_id: int) -> np.ndar
     else:
         runs = segmentation
     if tuple(runs['size']) != tuple(shape):
-        raise ValueError(
+        raise InputError(
             f'a mask of image {image_id} has size {list(runs["size"])}, expected {list(shape)}'
         )
     return coco_mask.decode(runs).astype(bool)

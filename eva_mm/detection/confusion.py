@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from eva_mm.engine.curves import write_figure
-from eva_mm.errors import InputError
+from eva_mm.engine.curves import new_figure, plain_text, write_figure
 
-from .datasets import check_lvis_fields, load_annotation_file
-from .fast_eval import read_results
+from .image_ap import read_both
 
 NOTHING = '(nothing)'
 
@@ -65,8 +61,9 @@ def count_confusions(
     """Match the boxes of saved results with annotated ones, whatever their categories.
 
     A detection takes the free annotation of its image that it overlaps most, best scores first.
-    One that finds none is counted against nothing unless nobody could know better: it lies in a
-    crowd region, or its category is not exhaustively annotated or not judged in the image (LVIS).
+    One that finds none is counted against nothing, unless it lies in a crowd region. Where its
+    category is not exhaustively annotated or not judged in the image (LVIS), so that nobody could
+    know better, it takes annotations of its own category alone, or counts for nothing.
 
     Args:
         annotations: COCO or LVIS annotation file.
@@ -75,36 +72,17 @@ def count_confusions(
         iou_thr: Least overlap of a match.
 
     Raises:
-        InputError: A file is missing or wrong, or the results hold no boxes.
+        InputError: A file is missing or wrong, or one of the two holds no boxes.
     """
-    data = load_annotation_file(annotations)
-    if any('neg_category_ids' in image for image in data['images']):
-        check_lvis_fields(data, annotations)
+    data, truth, found = read_both(annotations, results, 'bbox')
     categories = sorted(data['categories'], key=lambda entry: entry['id'])
     index = {entry['id']: i for i, entry in enumerate(categories)}
     counts = np.zeros((len(index) + 1, len(index) + 1), np.int64)
-    truth, found = defaultdict(list), defaultdict(list)
-    for entry in data['annotations']:
-        truth[entry['image_id']].append(entry)
-    for records in _read(results, data):
-        for record in records:
-            if record['score'] >= score_thr:
-                found[record['image_id']].append(record)
     for image in data['images']:
-        pairs = _match(image, truth[image['id']], found[image['id']], iou_thr)
-        for annotated, predicted in pairs:
+        sure = [record for record in found[image['id']] if record['score'] >= score_thr]
+        for annotated, predicted in _match(image, truth[image['id']], sure, iou_thr):
             counts[index.get(annotated, -1), index.get(predicted, -1)] += 1
     return Confusions([entry['name'] for entry in categories], counts, counts.sum(1))
-
-
-def _read(results: str, data: dict) -> Iterable[list[dict]]:
-    try:
-        images = list(read_results(results, data))
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(str(error)) from error
-    if any('bbox' not in record for records in images for record in records):
-        raise InputError(f'results file {results}: expected a bbox in every record')
-    return images
 
 
 def _match(image: dict, truth: list[dict], found: list[dict], iou_thr: float):
@@ -112,6 +90,7 @@ def _match(image: dict, truth: list[dict], found: list[dict], iou_thr: float):
     found = sorted(found, key=lambda record: -record['score'])
     crowd = np.array([entry.get('iscrowd', 0) for entry in truth], bool)
     free = ~crowd
+    categories = np.array([entry['category_id'] for entry in truth])
     overlaps = np.zeros((len(found), len(truth)))
     if found and truth:
         overlaps = mask_utils.iou(
@@ -120,11 +99,13 @@ def _match(image: dict, truth: list[dict], found: list[dict], iou_thr: float):
             crowd.astype(int).tolist(),
         )
     for record, row in zip(found, overlaps):
-        best = int(np.argmax(np.where(free, row, -1))) if free.any() else -1
+        judged = _is_judged(image, truth, record)
+        open_to = free if judged else free & (categories == record['category_id'])
+        best = int(np.argmax(np.where(open_to, row, -1))) if open_to.any() else -1
         if best >= 0 and row[best] >= iou_thr:
             free[best] = False
             yield truth[best]['category_id'], record['category_id']
-        elif not (row[crowd] >= iou_thr).any() and _is_judged(image, truth, record):
+        elif judged and not (row[crowd] >= iou_thr).any():
             yield None, record['category_id']
     for entry, missed in zip(truth, free):
         if missed:
@@ -151,17 +132,12 @@ def draw_confusions(confusions: Confusions, out: str | os.PathLike, limit: int =
         out: PNG to write.
         limit: Categories that are drawn.
     """
-    # Through the class, not pyplot, which would ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     drawn = confusions.most_confused(limit)
-    names = [*drawn.names, NOTHING]
+    names = [plain_text(name) for name in (*drawn.names, NOTHING)]
     # Detections of nothing have no annotations to be a share of: of all such detections.
     percent = 100 * drawn.counts / np.maximum(drawn.totals, 1)[:, None]
     side = 2.5 + 0.34 * len(names)
-    figure = Figure(figsize=(side + 0.8, side), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
     image = axes.imshow(percent, cmap='Blues', vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label='percent of the row', shrink=0.7)

@@ -320,5 +320,14 @@ def _check_geometry(path: str, records: list[dict], data: dict) -> None:
                 f'{path}, record {index}: mask is {list(rle["size"])} (height, width), '
                 f'image {record["image_id"]} is {size}'
             )
-        if isinstance(rle['counts'], list):
+        counts = rle['counts']
+        if isinstance(counts, list):
+            if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != math.prod(
+                size
+            ):
+                raise ValueError(
+                    f'{path}, record {index}: run lengths should sum to {math.prod(size)} pixels'
+                )
             record['segmentation'] = mask_utils.frPyObjects(rle, *size)
+        elif not isinstance(counts, str | bytes):
+            raise ValueError(f'{path}, record {index}: run lengths cannot be {counts!r}')

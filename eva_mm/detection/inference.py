@@ -24,6 +24,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as mask_utils
 from torch import nn
 
+from eva_mm.engine.curves import plain_text
 from eva_mm.errors import UsageError
 
 from .cocofied import COCO_IDS
@@ -88,8 +89,7 @@ class DetectionPredictor:
         self._loader = next(step for step in steps if isinstance(step, InferencerLoader))
         names = _name_outputs(self.inferencer.model)
         meta = self.inferencer.model.dataset_meta
-        # Two dollar signs would be a formula to matplotlib.
-        drawn = [name.replace('$', r'\$') for name in names]
+        drawn = [plain_text(name) for name in names]
         self.inferencer.visualizer.dataset_meta = {**meta, 'classes': drawn}
         self.category_ids = _category_ids(meta, names)
         self.categories = [dict(id=i, name=name) for i, name in zip(self.category_ids, names)]

@@ -32,7 +32,8 @@ def read_curves(run: str | os.PathLike) -> dict[str, Curve]:
         nothing annotated, is left out.
 
     Raises:
-        InputError: There is no such log, or a line of it is no JSON object.
+        InputError: There is no such log, or a line of it is no JSON object. Blank lines and a last
+            line that is not complete, as of a run that goes on or was killed, are passed over.
     """
     run = Path(run)
     files = [run] if run.is_file() else sorted(run.glob('*/vis_data/scalars.json'))
@@ -57,7 +58,11 @@ def _read_stretch(file: Path) -> dict[str, Curve]:
     """Curves of one log file."""
     curves: dict[str, Curve] = defaultdict(dict)
     last = 0
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    lines = file.read_text(errors='replace').split('\n')
+    for number, line in enumerate(lines, start=1):
+        # A last line without its line feed is being written, or never was to its end.
+        if not line.strip() or (number == len(lines) and not line.rstrip().endswith('}')):
+            continue
         try:
             record = json.loads(line)
             # mmengine may number evaluations by epochs, which runs by iteration count none of.
@@ -98,10 +103,6 @@ def draw_curves(
     Raises:
         InputError: A scalar that no run logged (lists those that some did), or nothing to draw.
     """
-    # Through the class, not pyplot, which would ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     known = sorted({name for run in runs.values() for name in run})
     names = list(names or choose_scalars(runs.values()))
     unknown = [name for name in names if name not in known]
@@ -110,8 +111,7 @@ def draw_curves(
     panels = {name: [name] for name in names if '/' not in name}
     if metrics := [name for name in names if '/' in name]:
         panels['metrics'] = metrics
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5 * len(panels), 4)
     for axes, (title, scalars) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
     ):
@@ -125,11 +125,27 @@ def _draw_panel(axes, title: str, scalars: Sequence[str], runs: Mapping) -> None
             if name in curves:
                 label = name if len(runs) == 1 else f'{run}: {name}' if '/' in name else run
                 few = len(curves[name]) < 40  # evaluations, or a short run
-                axes.plot(*zip(*curves[name].items()), label=label, marker='.' if few else None)
-    axes.set(title=title, xlabel='iteration')
+                marker = '.' if few else None
+                axes.plot(*zip(*curves[name].items()), label=plain_text(label), marker=marker)
+    axes.set(title=plain_text(title), xlabel='iteration')
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend(fontsize='small')
+
+
+def new_figure(width: float, height: float):
+    """An empty figure of a size in inches, without pyplot, which would ask for a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_text(text: str) -> str:
+    """A name as matplotlib shows it; two dollar signs would be a formula."""
+    return text.replace('$', r'\$')
 
 
 def write_figure(figure, out: Path) -> Path:

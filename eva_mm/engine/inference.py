@@ -1,12 +1,13 @@
 """Run a model on pictures and videos of one's own: what `tools/infer.py` does.
 
 Finding inputs, batches, files and broken inputs are the same for every task and lie here. A task
-brings a :class:`Predictor`, which is found by the registry scope of its config, so that no task
+brings a :class:`Predictor`, which is found by its config (:data:`PREDICTORS`), so that no task
 knows of another.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -31,8 +32,13 @@ from eva_mm.zoo.table import SCHEME, TASKS, PublishedModel, find_model
 from .launch import load_config
 from .saving import TEMPORARY, write_whole
 
-# Scope of a config (`default_scope`) -> class that runs its models, a `Predictor`.
-PREDICTORS = {'mmdet': 'eva_mm.detection.inference.DetectionPredictor'}
+# Type of a config's model, or its scope (`default_scope`), which several tasks may share -> class
+# that runs it, a `Predictor`. A config with a model of its own names one under `predictor`.
+PREDICTORS = {
+    'mmdet': 'eva_mm.detection.inference.DetectionPredictor',
+    'EVAClassifier': 'eva_mm.classification.inference.ClassificationPredictor',
+    'EVACLIPZeroShot': 'eva_mm.classification.inference.ClassificationPredictor',
+}
 
 IMAGE_SUFFIXES = (
     '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
@@ -44,11 +50,16 @@ _CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.safetensors')
 # A batch ends here too: many a model gives bitmaps of the image's own size, a hundred per image.
 MAX_BATCH_PIXELS = 32_000_000
 _DEFAULT_RATE = 25.0  # frames per second of a video that does not tell
+_DESCRIBED = 10  # images, in the text that is printed
 _CUT_SHORT = 0.95  # of the frames that a video promises; containers are off by a few
 
 
 class Predictor(Protocol):
     """What a task brings. Images are (H, W, 3) uint8 in BGR order, upright.
+
+    One whose results are a few values per image may also have ``header``, column names, with
+    ``row(prediction)``, texts under them, for ``results.csv``; and ``describe(prediction)``, lines
+    that are printed while the images are few.
 
     Attributes:
         categories: ``[{'id': int, 'name': str}, ...]``, what the records' category ids mean.
@@ -84,13 +95,19 @@ class Source(NamedTuple):
 
     Attributes:
         path: of the file.
-        name: relative to the folder that was given, with ``/``; the file's name otherwise.
+        name: relative to the folder that was given, with ``/``; the file's name otherwise. Bytes
+            that are not UTF-8 are written out (``\\xe9``).
         is_video: by its suffix.
     """
 
     path: Path
     name: str
     is_video: bool
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether OpenCV takes the path; it ends the whole process at others."""
+        return _is_utf8(self.path)
 
 
 @dataclass
@@ -118,6 +135,7 @@ class Report:
         videos: number of videos of which at least one frame was read.
         results: number of records.
         skipped: name of a file -> why it, or the rest of it, was left out.
+        described: lines about the first images, where the predictor gives some.
     """
 
     out: Path
@@ -125,6 +143,7 @@ class Report:
     videos: int = 0
     results: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    described: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> int:
@@ -137,8 +156,9 @@ class Report:
         """Summary in a few lines."""
         of_videos = f' (with all frames of {_count(self.videos, "video")})' if self.videos else ''
         lines = [
+            *self.described,
             f'{_count(self.images, "image")}{of_videos}, {_count(self.results, "result")}: '
-            f'{self.out / "results.json"}, file names and ids in {self.out / "images.json"}'
+            f'{self.out / "results.json"}, file names and ids in {self.out / "images.json"}',
         ]
         if self.skipped:
             lines.append(f'skipped {len(self.skipped)}:')
@@ -204,19 +224,24 @@ def build_predictor(
     Args:
         choice: from :func:`choose_model`.
         cfg_options: dotted key -> value, merged into the config.
-        **options: of the task's class: ``device``, ``score_thr``, ``classes``.
+        **options: of the task's class: ``device``, ``score_thr``, ``classes``; None leaves the
+            choice to the class.
 
     Raises:
         UsageError: the config is none of a task that is known here; see also `load_config`.
     """
     cfg: Config = load_config(choice.config, cfg_options)
-    scope = cfg.get('default_scope')
-    if scope not in PREDICTORS:
+    scope, kind = cfg.get('default_scope'), (cfg.get('model') or {}).get('type')
+    known = cfg.get('predictor') or PREDICTORS.get(kind) or PREDICTORS.get(scope)
+    if known is None:
         raise UsageError(
-            f'{choice.config} has default_scope {scope!r}; inference knows {", ".join(PREDICTORS)}'
+            f'{choice.config} has default_scope {scope!r}; inference knows '
+            f'{", ".join(PREDICTORS)}, or what the config names under predictor; its model is '
+            f'{kind}'
         )
-    module, _, name = PREDICTORS[scope].rpartition('.')
-    return getattr(importlib.import_module(module), name)(cfg, choice.checkpoint, **options)
+    module, _, name = known.rpartition('.')
+    given = {key: value for key, value in options.items() if value is not None}
+    return getattr(importlib.import_module(module), name)(cfg, choice.checkpoint, **given)
 
 
 def check_device(device: str | None) -> None:
@@ -245,31 +270,57 @@ def find_sources(given: str, out: Path | None = None) -> list[Source]:
         out: folder of results; what lies in it is no input.
 
     Returns:
-        Sorted by name. In a folder, files of other kinds and hidden ones are passed over.
+        Sorted by name. In a folder, files of other kinds and hidden ones are passed over. Links
+        to folders are followed; a folder with several names is searched under one of them.
 
     Raises:
         UsageError: no such file or folder, or a folder with nothing to run on.
     """
     root = Path(given)
     if root.is_file():
-        return [Source(root, root.name, root.suffix.lower() in VIDEO_SUFFIXES)]
+        return [_source(root, Path(root.name))]
     if not root.is_dir():
         raise UsageError(f'{given}: no such image, video or folder')
     own = None if out is None else out.resolve()
     if _is_below(root, own):
         raise UsageError(f'--out {out} holds {given}: results need a folder of their own')
     sources = []
-    for path in root.rglob('*'):
-        name, suffix = path.relative_to(root), path.suffix.lower()
-        if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file():
+    for path in _files_below(root):
+        if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES or not path.is_file():
             continue
-        if any(part.startswith('.') for part in name.parts) or _is_below(path, own):
-            continue
-        sources.append(Source(path, name.as_posix(), suffix in VIDEO_SUFFIXES))
+        if not _is_below(path, own):
+            sources.append(_source(path, path.relative_to(root)))
     if not sources:
         known = ' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise UsageError(f'{given} holds no image and no video ({known})')
     return sorted(sources, key=lambda source: source.name)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Files that are not hidden, in all folders below; each folder once, as links may be loops."""
+    seen, waiting = set(), [str(root)]
+    while waiting:  # real folders before links, so that they go by their own names
+        for folder, below, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            below[:] = () if real in seen else sorted(n for n in below if not n.startswith('.'))
+            if real not in seen:
+                yield from (Path(folder, name) for name in files if not name.startswith('.'))
+            seen.add(real)
+            paths = (os.path.join(folder, name) for name in below)
+            waiting += [path for path in paths if os.path.islink(path)]
+
+
+def _source(path: Path, name: Path) -> Source:
+    readable = os.fsencode(name.as_posix()).decode(errors='backslashreplace')
+    return Source(path, readable, path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_below(path: Path, folder: Path | None) -> bool:
@@ -278,7 +329,7 @@ def _is_below(path: Path, folder: Path | None) -> bool:
 
 def number_of_frames(source: Source) -> int:
     """Images in a source: 1, or the frames that a video promises (at least 1)."""
-    if not source.is_video:
+    if not source.is_video or not source.is_utf8:
         return 1
     video = cv2.VideoCapture(str(source.path))
     try:
@@ -322,6 +373,8 @@ def read_frames(
     """
     for source in sources:
         try:
+            if not source.is_utf8:
+                raise UnreadableFileError('its path is not UTF-8; rename it')
             if source.is_video:
                 images = enumerate(read_video(source))
             else:
@@ -381,6 +434,65 @@ class RecordFile:
             self._temporary.unlink()
 
 
+class TableFile:
+    """A CSV file with a row per image, under a temporary name until it is whole.
+
+    Nothing is written for a predictor that has no ``header``.
+    """
+
+    def __init__(self, path: Path, predictor: Predictor) -> None:
+        self.path, self.predictor = path, predictor
+        self._temporary = path.with_name(path.name + TEMPORARY)
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> TableFile:
+        if header := getattr(self.predictor, 'header', None):
+            self._file = self._temporary.open('w', encoding='utf-8', newline='')
+            self._writer = csv.writer(self._file)
+            self._writer.writerow(['file_name', *header])
+        return self
+
+    def add(self, name: str, prediction: Any) -> None:
+        """Append the row of an image."""
+        if self._file is not None:
+            self._writer.writerow([name, *self.predictor.row(prediction)])
+
+    def __exit__(self, kind: type | None, *rest: Any) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        if kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink()
+
+
+def drawing_of(source: Source, folder: Path) -> Path:
+    """File that a source is drawn to: of its name, with ``.png`` or ``.mp4`` added if need be."""
+    path = folder / source.name
+    if source.is_video:
+        return path if path.suffix == '.mp4' else path.with_name(path.name + '.mp4')
+    # By its name alone: OpenCV looks at the suffix, and dies of a folder that is not UTF-8.
+    return path if cv2.haveImageWriter(path.name) else path.with_name(path.name + '.png')
+
+
+def check_drawings(sources: Iterable[Source], folder: Path) -> None:
+    """Refuse to draw over an input.
+
+    Raises:
+        UsageError: naming it.
+    """
+    sources = list(sources)
+    inputs = {source.path.resolve() for source in sources}
+    for source in sources:
+        path = drawing_of(source, folder)
+        if path.resolve() in inputs:
+            raise UsageError(
+                f'--out {folder.parent}: the drawing of {source.name} would replace the input '
+                f'{path}; take another folder or --no-draw'
+            )
+
+
 class Drawings:
     """Folder of drawn images and videos; frames of a video follow one another in :meth:`add`.
 
@@ -405,7 +517,7 @@ class Drawings:
         if frame.source != self._source:
             self._finish()
         if frame.index is None:
-            self._write_image(frame.source.name, picture)
+            self._write_image(drawing_of(frame.source, self.folder), picture)
             return
         if self._video is None:
             self._open(frame.source, picture.shape[1::-1])
@@ -418,18 +530,14 @@ class Drawings:
             self._video.release()
             self._partial.unlink(missing_ok=True)
 
-    def _write_image(self, name: str, picture: np.ndarray) -> None:
-        path = self.folder / name
-        if not cv2.haveImageWriter(str(path)):
-            path = path.with_name(path.name + '.png')
+    def _write_image(self, path: Path, picture: np.ndarray) -> None:
         done, content = cv2.imencode(path.suffix, picture)
         if not done:
             raise OSError(f'{path} could not be encoded')
         write_whole(str(path), lambda file: file.write(content))
 
     def _open(self, source: Source, size: tuple[int, int]) -> None:
-        path = self.folder / source.name
-        self._target = path if path.suffix == '.mp4' else path.with_name(path.name + '.mp4')
+        self._target = drawing_of(source, self.folder)
         # The suffix tells OpenCV the container, so the temporary name must end in it.
         self._partial = self._target.with_name(f'.{self._target.stem}{TEMPORARY}.mp4')
         self._target.parent.mkdir(parents=True, exist_ok=True)
@@ -478,6 +586,8 @@ def run(
 ) -> Report:
     """Run a model on files, and write ``results.json``, ``images.json`` and ``drawn/``.
 
+    Some predictors add ``results.csv``.
+
     Args:
         predictor: the model.
         sources: what to run on, from :func:`find_sources`.
@@ -496,6 +606,7 @@ def run(
         task = bar.add_task('', total=sum(map(number_of_frames, sources)))
         results = stack.enter_context(RecordFile(out / 'results.json'))
         drawings = stack.enter_context(Drawings(out / 'drawn')) if draw else None
+        table = stack.enter_context(TableFile(out / 'results.csv', predictor))
 
         def skip(source: Source, error: Exception) -> None:
             report.skipped[source.name] = _describe(error)
@@ -509,13 +620,17 @@ def run(
                 rows.append(_image_row(frame, len(rows) + 1))
                 for record in predictor.records(prediction, rows[-1]['id']):
                     results.add({**record, 'file_name': frame.name})
+                table.add(frame.name, prediction)
+                if len(rows) <= _DESCRIBED and hasattr(predictor, 'describe'):
+                    report.described += [frame.name, *predictor.describe(prediction)]
                 if drawings:
                     drawings.add(frame, predictor.draw(frame.image, prediction))
                 bar.advance(task)
-    table = dict(
+    content = dict(
         info=dict(info or {}), images=rows, annotations=[], categories=predictor.categories
     )
-    text = json.dumps(table, ensure_ascii=False, indent=1).encode()
+    # Options may name files that are not UTF-8; these become escapes of JSON.
+    text = json.dumps(content, ensure_ascii=False, indent=1).encode(errors='backslashreplace')
     write_whole(str(out / 'images.json'), lambda file: file.write(text))
     report.images, report.results = len(rows), results.number
     report.videos = len({row['video'] for row in rows if 'video' in row})
@@ -548,7 +663,8 @@ def infer(
     Args:
         given: see :func:`find_sources`.
         model: see :func:`choose_model`.
-        out: folder to write; ``work_dirs/infer/NAME`` by default, NAME being the input's.
+        out: folder to write; ``work_dirs/infer/NAME`` by default, NAME being the input's, with
+            its suffix.
         batch_size: see :func:`run`.
         draw: see :func:`run`.
         device: as torch names it; a GPU if there is one by default.
@@ -564,13 +680,20 @@ def infer(
     if batch_size < 1:
         raise UsageError(f'--batch-size takes a number of images, 1 or more, not {batch_size}')
     check_device(device)
-    folder = Path(out) if out else Path('work_dirs', 'infer', Path(given).resolve().stem)
+    folder = Path(out) if out else Path('work_dirs', 'infer', Path(given).resolve().name)
+    if not _is_utf8(folder):
+        raise UsageError(f'--out takes a path in UTF-8, not {str(folder)!r}')
     with suppress(OSError):
         if folder.resolve() == Path(given).resolve():
             raise UsageError(f'--out {out} is the input itself; results need a folder of their own')
     sources = find_sources(given, folder)
+    if draw:
+        check_drawings(sources, folder / 'drawn')
     choice = choose_model(model)
     predictor = build_predictor(choice, cfg_options, device=device, **options)
     info = dict(description='made by eva_mm', config=choice.config, checkpoint=choice.checkpoint)
-    info |= {key: value for key, value in options.items() if value is not None}
+    for key, value in options.items():
+        value = getattr(predictor, key, None) if value is None else value
+        if value is not None:
+            info[key] = value
     return run(predictor, sources, folder, batch_size, draw, info)

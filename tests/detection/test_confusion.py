@@ -16,7 +16,7 @@ CAT, DOG, COW = 3, 7, 9
 BOX, FAR, CROWD = [0, 0, 20, 20], [60, 60, 20, 20], [20, 60, 30, 30]
 
 
-def write(folder, annotations, results, **image):
+def write(folder, annotations, results, dog='dog', **image):
     """Files of one image; annotations and results are tuples of their values."""
     image = dict(id=5, width=100, height=100, **image)
     truth = [
@@ -26,7 +26,7 @@ def write(folder, annotations, results, **image):
     found = [dict(image_id=5, category_id=c, bbox=b, score=s) for c, b, s in results]
     # Not in the order of ids, which that of the rows is.
     categories = [
-        dict(id=i, name=n, frequency='f') for i, n in ((DOG, 'dog'), (COW, 'cow'), (CAT, 'cat'))
+        dict(id=i, name=n, frequency='f') for i, n in ((DOG, dog), (COW, 'cow'), (CAT, 'cat'))
     ]
     data = dict(images=[image], annotations=truth, categories=categories)
     (folder / 'truth.json').write_text(json.dumps(data))
@@ -87,6 +87,34 @@ def test_lvis_counts_only_what_was_judged(tmp_path, listed, counted):
     assert cells(count_confusions(*files)).pop((None, 'dog'), 0) == counted
 
 
+PERSON, JERSEY = (DOG, [0, 0, 20, 25], 0.9), (CAT, BOX, 0.8)
+
+
+@pytest.mark.parametrize('not_exhaustive', [[], [DOG]])
+def test_what_was_not_judged_takes_nothing_of_others(tmp_path, not_exhaustive):
+    listed = dict(neg_category_ids=not_exhaustive, not_exhaustive_category_ids=not_exhaustive)
+    files = write(tmp_path, [(CAT, BOX, 0)], [PERSON, JERSEY], **listed)
+    assert cells(count_confusions(*files)) == {('cat', 'cat'): 1}
+
+
+def test_what_is_not_exhaustive_takes_its_own(tmp_path):
+    listed = dict(neg_category_ids=[], not_exhaustive_category_ids=[DOG])
+    truth = [(CAT, [0, 0, 20, 25], 0), (DOG, BOX, 0)]
+    files = write(tmp_path, truth, [PERSON, PERSON, JERSEY], **listed)
+    assert cells(count_confusions(*files)) == {('cat', 'cat'): 1, ('dog', 'dog'): 1}
+
+
+def test_negative_categories_are_judged(tmp_path):
+    listed = dict(neg_category_ids=[DOG], not_exhaustive_category_ids=[])
+    files = write(tmp_path, [(CAT, BOX, 0)], [PERSON, JERSEY], **listed)
+    assert cells(count_confusions(*files)) == {('cat', 'dog'): 1, (None, 'cat'): 1}
+
+
+def test_dollar_signs_in_names_are_no_formula(tmp_path):
+    files = write(tmp_path, [(CAT, BOX, 0)], [(DOG, BOX, 0.9)], dog='a $^$ b')
+    assert draw_confusions(count_confusions(*files), tmp_path / 'c.png').stat().st_size
+
+
 def test_the_most_confused_are_drawn(tmp_path):
     counts = np.diag([50] * 40)
     counts[3, 8] = 9
@@ -123,6 +151,29 @@ def test_the_tool_tells_and_draws(tmp_path, capsys):
     assert cv2.imread(str(tmp_path / 'c.png')) is not None
     with pytest.raises(SystemExit, match='^look.py: .*gone.json'):
         main(['confusion', files[0], 'gone.json', '--out', str(tmp_path / 'd.png')])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(category_id=55), 'truth.json: annotation id=1: category 55 is not listed'),
+        (dict(image_id=55), 'truth.json: annotation id=1: image 55 is not listed'),
+        (dict(bbox=[1, 2, 3]), r'truth.json: annotation id=1: bbox should .* found \[1, 2, 3\]'),
+        (dict(bbox=None), 'truth.json: annotation id=1: bbox should be'),
+        (None, r"truth.json: annotations\[0\] \(id=1\) has no 'bbox'"),
+    ],
+)
+def test_annotations_that_cannot_be_matched_are_told(tmp_path, change, message):
+    truth, found = write(tmp_path, [(CAT, BOX, 0)], [(CAT, BOX, 0.9)])
+    data = json.loads((tmp_path / 'truth.json').read_text())
+    (entry,) = data['annotations']
+    if change:
+        entry.update(change)
+    else:
+        del entry['bbox']
+    (tmp_path / 'truth.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match=message):
+        count_confusions(truth, found)
 
 
 def test_results_without_boxes_are_refused(tmp_path):

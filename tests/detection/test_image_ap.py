@@ -6,6 +6,7 @@ import runpy
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as mask_utils
 
 from eva_mm.detection.image_ap import rank_images
 from eva_mm.errors import InputError
@@ -61,9 +62,92 @@ def test_as_many_detections_count_as_in_the_benchmark(tmp_path, lvis, expected):
     assert ranked[1] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize('change', [dict(ignore=1), dict(area=0)])
+def test_images_whose_objects_do_not_count_are_left_out(tmp_path, change):
+    files = write(tmp_path, FOUND, dict(neg_category_ids=[], not_exhaustive_category_ids=[]))
+    data = json.loads((tmp_path / 'truth.json').read_text())
+    data['annotations'][1].update(change)
+    (tmp_path / 'truth.json').write_text(json.dumps(data))
+    assert [image for image, _ in rank_images(*files)] == [3, 1]
+    for entry in data['annotations']:
+        entry.update(change)
+    (tmp_path / 'truth.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match='truth.json: no image has an object that counts'):
+        rank_images(*files)
+
+
+def rank_masks(folder, annotated, found):
+    """One image of 10 x 10 pixels; masks of its annotation and its result."""
+    truth = dict(id=6, image_id=1, category_id=1, area=16, bbox=[1, 1, 4, 4], iscrowd=0)
+    truth['segmentation'] = annotated
+    data = dict(images=[dict(id=1, width=10, height=10)], categories=[dict(id=1, name='a')])
+    (folder / 'truth.json').write_text(json.dumps(dict(data, annotations=[truth])))
+    mask = dict(size=[10, 10], counts=found)
+    result = dict(image_id=1, category_id=1, score=0.9, segmentation=mask)
+    (folder / 'found.json').write_text(json.dumps([result]))
+    return rank_images(str(folder / 'truth.json'), str(folder / 'found.json'), 'segm')
+
+
+def runs(counts, side=10):
+    return dict(size=[side, side], counts=counts)
+
+
+ALL = mask_utils.frPyObjects(runs([0, 100]), 10, 10)['counts'].decode()
+
+
+@pytest.mark.parametrize('good', [runs([0, 100]), runs(ALL), [[0, 0, 10, 0, 10, 10, 0, 10]]])
+def test_masks_in_each_form(tmp_path, good):
+    assert rank_masks(tmp_path, good, ALL) == [(1, pytest.approx(1.0))]
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        *(runs([10, 10]), runs([-5, 105]), runs([]), runs('PP'), runs(7), runs([0, 25], 5)),
+        *(dict(counts=[0, 100]), dict(size=[10, 10]), [], [[]], [['a'] * 6], None, 3),
+    ],
+)
+def test_annotated_masks_that_are_none_are_told(tmp_path, wrong):
+    with pytest.raises(InputError, match='truth.json: annotation id=6: segmentation should be'):
+        rank_masks(tmp_path, wrong, ALL)
+
+
+@pytest.mark.parametrize('wrong', ['PP', 'zzzz~~'])
+def test_masks_of_results_that_are_none_are_told(tmp_path, wrong):
+    with pytest.raises(InputError, match=r'found.json: image 1: RLE'):
+        rank_masks(tmp_path, runs([0, 100]), wrong)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(category_id=55), 'annotation id=1: category 55 is not listed'),
+        (dict(bbox='1234'), 'annotation id=1: bbox should be'),
+        (None, r"annotations\[0\] \(id=1\) has no 'bbox'"),
+    ],
+)
+def test_annotations_that_cannot_be_compared_are_told(tmp_path, change, message):
+    files = write(tmp_path, FOUND)
+    data = json.loads((tmp_path / 'truth.json').read_text())
+    if change:
+        data['annotations'][0].update(change)
+    else:
+        del data['annotations'][0]['bbox']
+    (tmp_path / 'truth.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match=message):
+        rank_images(*files)
+
+
 def test_masks_need_masks(tmp_path):
-    with pytest.raises(InputError, match='expected a segmentation'):
+    with pytest.raises(InputError, match="has no 'segmentation'"):
         rank_images(*write(tmp_path, FOUND), iou_type='segm')
+    boxes = write(tmp_path, FOUND)[1]
+    data = json.loads((tmp_path / 'truth.json').read_text())
+    for entry in data['annotations']:
+        entry['segmentation'] = [[10, 10, 50, 10, 50, 50, 10, 50]]
+    (tmp_path / 'truth.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match='found.json: expected a segmentation'):
+        rank_images(str(tmp_path / 'truth.json'), boxes, iou_type='segm')
 
 
 def test_the_tool_draws_both_ends(tmp_path, capsys):
@@ -77,3 +161,5 @@ def test_the_tool_draws_both_ends(tmp_path, capsys):
     worst, best = (cv2.imread(str(out / f'{name}.png')) for name in ('worst', 'best'))
     assert worst.shape == best.shape
     assert (worst != best).any()
+    with pytest.raises(SystemExit, match=r'^look\.py: image 3 .* is not in .*nowhere, expected'):
+        main(['images', *files, '--images', str(tmp_path / 'nowhere'), '--out-dir', str(out)])

@@ -452,6 +452,12 @@ BAD_RESULTS = {
     r'mask is \[10, 20\].*image 5 is \[100, 200\]': [
         dict(detection(5, 3, 0, 0.5), segmentation=dict(size=[10, 20], counts='d4'))
     ],
+    'run lengths should sum to 20000 pixels': [
+        dict(detection(5, 3, 0, 0.5), segmentation=dict(size=[100, 200], counts=[7]))
+    ],
+    'run lengths cannot be 7': [
+        dict(detection(5, 3, 0, 0.5), segmentation=dict(size=[100, 200], counts=7))
+    ],
     'must be RLE': [dict(detection(5, 3, 0, 0.5), segmentation=[[0, 0, 1, 1, 1, 0]])],
     'record 1 has no segmentation': [
         detection(5, 3, 0, 0.5),

@@ -51,6 +51,24 @@ def test_one_stretch_by_its_file(resumed):
     assert sorted(read_curves(file)['loss']) == [50, 70]
 
 
+@pytest.mark.parametrize('end', ['{"loss": 0.', '{"lo', '{"loss": 0.25, "step": 3', '\n', ''])
+def test_a_log_that_is_being_written_is_read(tmp_path, end):
+    file = tmp_path / 'scalars.json'
+    file.write_text('{"loss": 1.0, "step": 1}\n\n{"loss": 0.5, "step": 2}\n' + end)
+    assert read_curves(file)['loss'] == {1: 1.0, 2: 0.5}
+
+
+def test_a_last_line_needs_no_line_feed(tmp_path):
+    file = tmp_path / 'scalars.json'
+    file.write_text('{"loss": 1.0, "step": 1}\n{"loss": 0.5, "step": 2}')
+    assert read_curves(file)['loss'] == {1: 1.0, 2: 0.5}
+
+
+def test_dollar_signs_in_names_are_no_formula(tmp_path):
+    runs = {'a $^$ b': {'$_$': {1: 1.0}}, 'c': {'$_$': {1: 2.0}}}
+    assert draw_curves(runs, tmp_path / 'x.png', ['$_$']).stat().st_size
+
+
 def test_main_scalars_are_chosen(resumed):
     other = {'time': {1: 0.5}, 'val/mIoU': {1: 0.2}, 'toy/accuracy': {1: 90.0}}
     chosen = choose_scalars([read_curves(resumed), other])
@@ -75,7 +93,7 @@ def test_wrong_input_is_told(resumed, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='scalars.json'):
         read_curves(tmp_path / 'gone')
     broken = tmp_path / 'scalars.json'
-    broken.write_text('{"loss": 1.0, "step": 1}\n{"loss": 1')
+    broken.write_text('{"loss": 1.0, "step": 1}\n{"loss": 1\n{"loss": 0.5, "step": 3}\n')
     with pytest.raises(InputError, match='line 2'):
         read_curves(broken)
     main = runpy.run_path(str(ROOT / 'tools' / 'look.py'))['main']

@@ -1,6 +1,7 @@
 """Inputs, batches, files and errors of inference, with a model that measures brightness."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -234,6 +235,95 @@ def test_results_of_an_earlier_run_are_no_input(folder):
     assert len(find_sources(str(folder))) == len(first) + 3
 
 
+def test_linked_folders_are_searched_once_and_loops_end(folder, tmp_path):
+    other = tmp_path / 'other'
+    (other / 'deep').mkdir(parents=True)
+    cv2.imwrite(str(other / 'deep' / 'b.png'), gray(5))
+    (folder / 'more').symlink_to(other)
+    (folder / 'again').symlink_to(folder / 'summer')
+    (folder / 'summer' / 'up').symlink_to(folder)
+    (other / 'back').symlink_to(folder)
+    assert [source.name for source in find_sources(str(folder))] == [
+        *('a.png', 'more/deep/b.png', 'summer/clip.avi', 'summer/empty.mp4'),
+        *('summer/sea/a.PNG', 'summer/torn.jpg', 'thin.png'),
+    ]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse such names')
+@pytest.mark.parametrize('draw', [True, False])
+def test_names_that_are_not_utf8_are_skipped(tmp_path, draw):
+    """In a process of its own, which OpenCV would end."""
+    root = tmp_path / 'in'
+    root.mkdir()
+    cv2.imwrite(str(root / 'a.png'), gray(5))
+    for name in (b'caf\xe9.png', b'caf\xe9.avi'):
+        Path(os.fsdecode(os.fsencode(root) + b'/' + name)).write_bytes(
+            (root / 'a.png').read_bytes()
+        )
+    code = f"""
+from pathlib import Path
+from eva_mm.engine.inference import find_sources, run
+from tests.engine.test_inference import Brightness
+sources, out = find_sources({str(root)!r}), Path({str(tmp_path / 'out')!r})
+report = run(Brightness(), sources, out, draw={draw})
+print(report.text(), report.status)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'caf\\xe9.png: its path is not UTF-8' in done.stdout
+    assert 'caf\\xe9.avi: its path is not UTF-8' in done.stdout
+    assert done.stdout.endswith(' 3\n')
+    assert [row['file_name'] for row in results_of(tmp_path / 'out')[0]['images']] == ['a.png']
+
+
+def test_a_model_whose_path_is_not_utf8_is_told_in_the_table(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), gray(5))
+    info = dict(checkpoint='caf\udce9.pth')
+    run(Brightness(), find_sources(str(tmp_path)), tmp_path / 'out', info=info)
+    assert results_of(tmp_path / 'out')[0]['info'] == info
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    monkeypatch.setattr(inference, 'choose_model', lambda text: inference.Choice('c', 'k'))
+    monkeypatch.setattr(inference, 'build_predictor', lambda *args, **options: Brightness())
+
+
+@pytest.mark.parametrize('name', ['a.png', 'clip.mp4'])
+def test_an_input_is_not_drawn_over(brightness, tmp_path, name):
+    (tmp_path / 'drawn').mkdir()
+    given = tmp_path / 'drawn' / name
+    if name == 'a.png':
+        cv2.imwrite(str(given), gray(5))
+    else:
+        write_video(given, [5, 5])
+    before = given.read_bytes()
+    with pytest.raises(UsageError, match=f'the drawing of {name} would replace the input .*{name}'):
+        infer(str(given), 'x', out=str(tmp_path))
+    assert given.read_bytes() == before
+    assert not (tmp_path / 'results.json').exists()
+    assert infer(str(given), 'x', out=str(tmp_path), draw=False).status == 0
+
+
+def test_an_input_behind_a_link_is_not_drawn_over(brightness, folder, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'drawn').symlink_to(folder)
+    with pytest.raises(UsageError, match=r'the drawing of a\.png would replace'):
+        infer(str(folder), 'x', out=str(tmp_path / 'out'))
+    assert (cv2.imread(str(folder / 'a.png')) == 10).all()
+
+
+def test_inputs_of_similar_names_get_folders_of_their_own(brightness, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [Path('shots.v1'), Path('shots.v2'), Path('a.png'), Path('a.bmp')]
+    for path in given:
+        if path.name.startswith('shots'):
+            path.mkdir()
+        cv2.imwrite(str(path / 'b.png' if path.is_dir() else path), gray(5))
+    out = [infer(str(path), 'x', draw=False).out for path in given]
+    assert out == [Path('work_dirs', 'infer', path.name) for path in given]
+
+
 def test_a_single_file_goes_by_its_name(folder):
     assert [s.name for s in find_sources(str(folder / 'summer' / 'torn.jpg'))] == ['torn.jpg']
     assert find_sources(str(folder / 'summer' / 'clip.avi'))[0].is_video
@@ -294,6 +384,8 @@ def test_wrong_options(tmp_path):
         infer(str(tmp_path), 'eva_lvis', batch_size=0)
     with pytest.raises(UsageError, match='--device teapot cannot be used'):
         infer(str(tmp_path), 'eva_lvis', device='teapot')
+    with pytest.raises(UsageError, match=r"--out takes a path in UTF-8, not 'caf\\udce9'"):
+        infer(str(tmp_path), 'eva_lvis', out='caf\udce9')
     with pytest.raises(UsageError, match='is the input itself'):
         infer(str(tmp_path), 'eva_lvis', out=str(tmp_path))
 
