@@ -47,6 +47,11 @@ def parse_args(argv=None):
         action='store_true',
         help='train nothing: print parameters, rates, schedule, batch, memory and what is missing',
     )
+    parser.add_argument(
+        '--strategy',
+        choices=['ddp', 'fsdp'],
+        help='several processes: each holds the whole model (ddp, default), or its share (fsdp)',
+    )
     parser.add_argument('--gpus', type=int, help='number of GPUs that --dry-run reckons with')
     parser.add_argument(
         '--cfg-options',
@@ -80,6 +85,7 @@ def main(argv=None):
             accumulate=args.accumulate,
             for_dry_run=args.dry_run,
             num_gpus=args.gpus,
+            strategy=args.strategy,
         )
         if args.dry_run:
             return launch.dry_run(cfg, args.gpus)

@@ -9,6 +9,7 @@ datasets/lvis.py}. What differs from mmdet's own data sets:
 * LVIS is read without the ``lvis`` package, version 1 and 0.5 alike.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -18,7 +19,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import cv2
-import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
@@ -26,9 +26,9 @@ from mmengine.fileio import get_text
 from mmengine.logging import print_log
 
 from eva_mm.engine.exact_data import PositionSeeded
-from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
+from eva_mm.engine.unreadable import BrokenImageError, MissingImageError, ReplacesUnreadable
+from eva_mm.errors import InputError, MissingFileError
 
-_MAX_WORKERS = 256  # of a DataLoader; more share their counts
 REQUIRED_FIELDS = {
     'images': ('id', 'width', 'height'),
     'categories': ('id', 'name'),
@@ -156,16 +156,8 @@ def _is_unreadable(error: BaseException) -> bool:
     return isinstance(error, (OSError, SyntaxError))
 
 
-class BrokenImageError(UnreadableFileError):
-    """An image that is no picture, or half of one."""
-
-
-class MissingImageError(UnreadableFileError, FileNotFoundError):
-    """An image that is not there."""
-
-
 @DATASETS.register_module()
-class EVACocoDataset(PositionSeeded, CocoDataset):
+class EVACocoDataset(PositionSeeded, ReplacesUnreadable, CocoDataset):
     """COCO-format instances, chosen and ordered as in the published training.
 
     Arguments are those of mmdet's ``CocoDataset``. Without ``metainfo`` the classes are those
@@ -193,18 +185,6 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
 
     # Empty on purpose: CocoDataset's 80 names would mislabel any other COCO-format file.
     METAINFO: dict = {}
-
-    def __init__(self, *args, skip_unreadable: bool = False, **kwargs) -> None:
-        self.skip_unreadable = skip_unreadable
-        # Shared with the workers of a DataLoader, so that the main process sees their counts; a
-        # place for each, since adding to one number is no single step.
-        self._replaced = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
-        super().__init__(*args, **kwargs)
-
-    @property
-    def num_replaced(self) -> int:
-        """How often another image stood in for an unreadable one, in this process's workers."""
-        return int(self._replaced.sum())
 
     def load_data_list(self) -> list[dict]:
         """Reads ``ann_file``; one record per image, in ascending image id."""
@@ -305,14 +285,9 @@ class EVACocoDataset(PositionSeeded, CocoDataset):
         """
         if not self.skip_unreadable or self.test_mode:
             return self._prepare(idx)
-        for candidate in range(idx, idx + len(self)):
-            try:
-                return self._prepare(candidate % len(self) if candidate > idx else idx)
-            except UnreadableFileError as error:
-                worker = torch.utils.data.get_worker_info()
-                self._replaced[worker.id % _MAX_WORKERS if worker else 0] += 1
-                print_log(f'{error}; the next image replaces it', 'current', logging.WARNING)
-        raise UnreadableFileError(f'none of the {len(self)} images of {self.ann_file} can be read')
+        others = (other % len(self) for other in range(idx + 1, idx + len(self)))
+        candidates = itertools.chain([idx], others)
+        return self.load_first_readable(candidates, self._prepare, 'the next image', self.ann_file)
 
     def _prepare(self, idx):
         try:

@@ -1,6 +1,6 @@
 """What every task trains with: optimizer set-up, exact data, safe checkpoints, launching."""
 
-from . import checkpoint, exact_data, hooks, saving
+from . import checkpoint, exact_data, hooks, saving, sharding
 from .layer_decay import EVALayerDecay, param_group_table
 from .optim_wrapper import BF16OptimWrapper
 
@@ -12,4 +12,5 @@ __all__ = [
     'hooks',
     'param_group_table',
     'saving',
+    'sharding',
 ]

@@ -22,6 +22,7 @@ from torch import nn
 from eva_mm.engine.batch_scaling import as_list
 from eva_mm.engine.checkpoint import safe_load
 from eva_mm.engine.memory import activation_bytes, nbytes, optimizer_state_bytes
+from eva_mm.engine.sharding import is_sharded_run, whole_bytes
 from eva_mm.engine.strict_loading import load_state_dict
 from eva_mm.errors import InputError
 from eva_mm.zoo.download import cached_file
@@ -139,6 +140,8 @@ def build_meta_optim_wrapper(cfg: Config, model: nn.Module) -> OptimWrapper:
     wrapper_cfg['type'] = 'OptimWrapper'
     for key in ('dtype', 'loss_scale', 'use_fsdp'):
         wrapper_cfg.pop(key, None)
+    # Refused on the meta device.
+    wrapper_cfg.get('optimizer', {}).pop('fused', None)
     return build_optim_wrapper(model, wrapper_cfg)
 
 
@@ -246,7 +249,8 @@ def _read_dataset(report: Report, part: str, dataset_cfg: Mapping) -> int | None
 def missing_data_files(cfg: Any) -> Iterator[str]:
     """Yield the annotation files and folders named anywhere in a data set's or metric's config."""
     if isinstance(cfg, Mapping):
-        root = cfg.get('data_root') or ''
+        root = cfg.get('data_root')
+        root = root if isinstance(root, str) else ''  # several folders have several lists
         ann_file = cfg.get('ann_file')
         if isinstance(ann_file, str) and ann_file and not _exists(os.path.join(root, ann_file)):
             yield f'annotation file: {os.path.join(root, ann_file)}'
@@ -465,8 +469,12 @@ def describe_memory(
         'gradients': trainable,
         f'{type(wrapper.optimizer).__name__} state': optimizer_state_bytes(wrapper.optimizer),
     }
-    if gpus > 1:
+    if gpus > 1 and is_sharded_run(cfg):
+        parts = {f'{name}, 1 of {gpus} parts': size // gpus for name, size in parts.items()}
+        parts['what is whole while it is used'] = whole_bytes(model)
+    elif gpus > 1:
         parts['gradient buckets of DistributedDataParallel'] = trainable
+    parts.update((what, taken) for what, _, taken in outside_weights(model))
     size, dtype = training_size(cfg), precision(cfg)
     batch = cfg.train_dataloader.batch_size
     where = (
@@ -541,8 +549,26 @@ def describe_weights(report: Report, cfg: Config, model: nn.Module) -> None:
             report.lack(f'checkpoint: {source}')
         elif state == 'found' and (problem := _misfit(source, model, source == cfg.load_from)):
             report.lack(f'checkpoint that fits: {problem}')
-    if not list(weight_sources(cfg)):
+    outside = list(outside_weights(model))
+    for what, state, _ in outside:
+        report.line(f'{what}: {state}')
+        if state.startswith('missing'):
+            report.lack(what)
+    if not [*weight_sources(cfg), *outside]:
         report.line('none: every weight starts from its initialisation')
+
+
+def outside_weights(model: nn.Module) -> Iterator[tuple[str, str, int]]:
+    """Weights that a model needs beside its own parameters, such as those of a frozen teacher.
+
+    Models tell them by a method of this name.
+
+    Yields:
+        tuple[str, str, int]: What it is; where it is ('missing' if it cannot be had); the bytes
+            that it takes on each device.
+    """
+    if hasattr(model, 'outside_weights'):
+        yield from model.outside_weights()
 
 
 def _misfit(path: str, model: nn.Module, whole: bool) -> str | None:

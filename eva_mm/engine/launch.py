@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, METRICS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
@@ -38,6 +38,7 @@ from .processes import (
     told_world_size,
 )
 from .resume import fit_to_checkpoint, newest_readable, read_state
+from .sharding import check_sharded_training, is_sharded_run, set_strategy
 
 # mmdet's own dump encodes instance masks, which would fill the memory as bitmaps.
 _DUMP_METRICS = {'mmdet': 'DumpDetResults'}
@@ -191,6 +192,7 @@ def prepare_train_config(
     accumulate: int = 1,
     for_dry_run: bool = False,
     num_gpus: int | None = None,
+    strategy: str | None = None,
 ) -> Config:
     """Build the config of a training run from the command line.
 
@@ -209,6 +211,7 @@ def prepare_train_config(
         for_dry_run (bool): Form no process group.
         num_gpus (int, optional): Processes that a dry run reckons with; by default those of the
             launcher.
+        strategy (str, optional): 'ddp' or 'fsdp'; see `sharding.set_strategy`.
 
     Raises:
         UsageError: The config lacks what an option needs, or a file is not there or is broken.
@@ -218,6 +221,8 @@ def prepare_train_config(
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     if amp:
         enable_amp(cfg)
+    set_strategy(cfg, strategy)
+    check_sharded_training(cfg)
     if accumulate < 1:
         raise UsageError(f'--accumulate takes passes per update, 1 or more, not {accumulate}')
     if (auto_scale_lr or resume or 'fit_config' in cfg) and not for_dry_run:
@@ -411,7 +416,7 @@ def prepare_test_config(
     Raises:
         UsageError: The config lacks what an option needs, or the checkpoint is not there.
     """
-    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+    if checkpoint and '://' not in checkpoint and not Path(checkpoint).exists():  # or a folder
         raise UsageError(f'checkpoint {checkpoint} not found{suggest_scheme(checkpoint)}')
     if checkpoint and checkpoint.startswith(SCHEME):
         find_model(checkpoint)  # before data and model are built
@@ -422,6 +427,7 @@ def prepare_test_config(
     if 'fit_config' in cfg:
         join_processes(cfg)
         fit_config(cfg, cfg_options, 'test')
+        cfg.load_from, cfg.resume = checkpoint, False  # whatever the options say
     if show or show_dir:
         enable_drawing(cfg, show, show_dir, wait_time)
     if tta:
@@ -472,7 +478,7 @@ def fit_device(cfg: Config) -> None:
     """Fit precision and process group to the device; several processes on CPUs talk by gloo."""
     fit_precision(cfg)
     join_processes(cfg)
-    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu' or is_sharded_run(cfg):
         return
     wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
     wrapper.setdefault('broadcast_buffers', False)
@@ -513,6 +519,28 @@ def run_test(cfg: Config, out: str | None = None) -> dict:
     del runner
     leave_process_group()
     return values
+
+
+def run_variants(cfg: Config, names: str) -> None:
+    """Test a checkpoint on variants of the data, by the function that `variants.run` names.
+
+    The function takes the config and the names, and returns a table, which is printed.
+
+    Args:
+        cfg (Config): From `prepare_test_config`.
+        names (str): 'all', or some of the config's `variants.sets`, separated by commas.
+
+    Raises:
+        UsageError: The config has no variants.
+    """
+    if 'variants' not in cfg:
+        raise UsageError(f'--variants needs the key variants, which {cfg.filename} lacks')
+    _save_config_apart(cfg)
+    module, _, function = cfg.variants.run.rpartition('.')
+    table = getattr(importlib.import_module(module), function)(cfg, names)
+    if is_main_process():
+        print(table)
+    leave_process_group()
 
 
 def _gives_run_lengths(cfg: Config) -> bool:

@@ -38,7 +38,7 @@ def told_world_size(launcher: str) -> int:
 def join_processes(cfg: Config) -> None:
     """Form the process group of a launcher, if there is one; the Runner takes it as it is.
 
-    Runners other than mmengine's plain one form theirs by themselves.
+    Runners other than mmengine's plain one and ours form theirs by themselves.
 
     Raises:
         UsageError: the launcher needs GPUs, and there are none.
@@ -50,7 +50,7 @@ def join_processes(cfg: Config) -> None:
         raise UsageError(
             f'--launcher {launcher} needs GPUs; on CPUs use torchrun with --launcher pytorch'
         )
-    if cfg.get('runner_type', 'Runner') != 'Runner':
+    if cfg.get('runner_type', 'Runner') not in ('Runner', 'ShardedRunner'):
         return
     environment = cfg.get('env_cfg') or {}
     # As the Runner does before it forms a group, which would set a start method of its own.

@@ -15,6 +15,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 
 from eva_mm.errors import InputError
+from eva_mm.zoo.sharded import STATE_FILE, is_sharded
 
 from .checkpoint import safe_load
 
@@ -26,7 +27,7 @@ def read_state(path: str, backend_args: dict | None = None) -> dict:
     """Read the head of a run's checkpoint; the tensors of a local file stay on disk.
 
     Args:
-        path: of a file, here or on another storage (``s3://...``).
+        path: of a file, here or on another storage (``s3://...``), or of a folder of shards.
         backend_args: of mmengine's backend for that storage.
 
     Returns:
@@ -43,7 +44,8 @@ def read_state(path: str, backend_args: dict | None = None) -> dict:
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
     else:
-        checkpoint = safe_load(path, map_location='cpu', mmap=True)
+        file = str(Path(path, STATE_FILE)) if is_sharded(path) else path
+        checkpoint = safe_load(file, map_location='cpu', mmap=True)
     absent = [key for key in _STATE if key not in checkpoint]
     if absent or 'iter' not in checkpoint['meta']:
         raise InputError(
@@ -77,14 +79,15 @@ def saved_checkpoints(cfg: Config) -> list[str]:
 
 
 def _files_beside_checkpoints(cfg: Config, hook: ConfigDict) -> list[str]:
-    """Paths of the files in the folder that CheckpointHook writes to."""
+    """Paths of what may be checkpoints in the folder that CheckpointHook writes to."""
     folder, backend_args = str(cfg.work_dir), hook.get('backend_args')
     backend = get_file_backend(hook.get('out_dir') or folder, backend_args=backend_args)
     if hook.get('out_dir') and str(hook.out_dir) != folder:
         folder = backend.join_path(hook.out_dir, os.path.basename(folder.rstrip(os.sep)))
     if not backend.isdir(folder):
         return []
-    names = backend.list_dir_or_file(folder, list_dir=False, recursive=False)
+    sharded = cfg.get('runner_type') == 'ShardedRunner'  # it saves folders
+    names = backend.list_dir_or_file(folder, list_dir=sharded, recursive=False)
     return [backend.join_path(folder, name) for name in names]
 
 
@@ -142,8 +145,16 @@ def fit_to_checkpoint(cfg: Config, path: str, meta: dict[str, Any]) -> None:
     seed drawn anew.
 
     Raises:
-        InputError: the config asks for another seed, or counts iterations otherwise.
+        InputError: the config asks for another seed or strategy, or counts iterations otherwise.
     """
+    sharded = is_sharded(path)
+    if sharded != (cfg.get('runner_type') == 'ShardedRunner'):
+        before, now = ('fsdp', 'ddp') if sharded else ('ddp', 'fsdp')
+        raise InputError(
+            f'{path} was saved by --strategy {before}, and --strategy {now} cannot go on from it: '
+            f'resume it with {before} on any number of processes, or start from its weights by '
+            f'load_from'
+        )
     last = cfg.train_cfg.get('max_iters') if 'train_cfg' in cfg else None
     if last is not None and meta['iter'] >= last:
         print_log(

@@ -57,11 +57,11 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             os.remove(temporary)
         raise
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
-def _flush_folder(folder: str) -> None:
-    """Make a rename survive a loss of power; file systems without it are left alone."""
+def flush_folder(folder: str) -> None:
+    """Make a rename in a folder survive a loss of power; file systems without it are left alone."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

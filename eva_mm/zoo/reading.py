@@ -21,6 +21,7 @@ import torch
 
 from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
 
+from .sharded import STATE_FILE, is_sharded, read_weights
 from .table import suggest_scheme
 
 # Where published files keep their weights, in the order the authors' loaders look.
@@ -46,8 +47,9 @@ def read_checkpoint(
     """Read a checkpoint without ever running code from it.
 
     Args:
-        path: of a ``torch.save`` file, a ``.safetensors`` file or a DeepSpeed folder (the one
-            with ``latest`` in it, or the one that it names); or the open file.
+        path: of a ``torch.save`` file, a ``.safetensors`` file, a DeepSpeed folder (the one
+            with ``latest`` in it, or the one that it names) or a folder of ``--strategy fsdp``; or
+            the open file.
         map_location: as of ``torch.load``.
         mmap: leave tensors on disk until they are used; for paths.
 
@@ -63,6 +65,10 @@ def read_checkpoint(
     if hasattr(path, 'read'):
         return _read(path, getattr(path, 'name', 'the stream'), map_location, mmap)
     name = os.path.expanduser(os.fspath(path))
+    if is_sharded(name):
+        state = os.path.join(name, STATE_FILE)
+        weights = read_weights(name, map_location)
+        return {**_read(state, state, map_location, mmap), 'state_dict': weights}
     if os.path.isdir(name):
         return _read_deepspeed(Path(name), map_location, mmap)
     if not os.path.isfile(name):

@@ -316,7 +316,7 @@ def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(unsplit, tmp_path)
     torch.save(dict(meta=dict(fitted_length=dict(length)), state_dict={}), checkpoint)
 
     def test(seed):
-        options = {'data_root': str(unsplit), 'own_data.split_seed': seed}
+        options = {'data_root': str(unsplit), 'own_data.split_seed': seed, 'load_from': None}
         work_dir = str(tmp_path / f'other_{seed}')
         return launch.prepare_test_config(LEAF, checkpoint, options, work_dir=work_dir)
 

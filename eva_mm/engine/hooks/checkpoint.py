@@ -43,7 +43,7 @@ class SafeCheckpointHook(CheckpointHook):
                 for name in names:
                     for path in glob.glob(osp.join(glob.escape(folder), name + TEMPORARY)):
                         runner.logger.info(f'{path}, left by a killed run, is removed')
-                        self.file_backend.remove(path)
+                        _remove(self.file_backend, path)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note how long the run is, against its config or fitted to data, for who resumes it."""
