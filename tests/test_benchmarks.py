@@ -101,6 +101,16 @@ def test_evaluators_agree_and_are_compared():
     assert all(5 < float(row[-2]) < 95 for row in table.rows)
 
 
+@pytest.mark.slow
+def test_everything_comes_together_and_ours_is_less():
+    pytest.importorskip('mmdet')
+    from benchmarks.gathering import gathering
+
+    (table,) = gathering(images=5, detections=(20,))
+    ours, stock = (float(row[3]) for row in table.rows)
+    assert ours < stock == 1
+
+
 def test_ways_to_rle_agree():
     pytest.importorskip('mmdet')
     from benchmarks.evaluation import mask_output
@@ -132,3 +142,54 @@ def test_estimate_is_within_a_fifth_of_a_measured_peak(mode, side):
     estimate = getattr(detector_memory, f'estimate_{mode}')('base', side)
     measured = detector_memory.measure_in_child(mode, 'base', side)
     assert estimate == pytest.approx(measured, rel=0.2)
+
+
+def test_flops_of_a_pretraining_step_are_those_of_the_closed_form():
+    """Products with weights and attention, forward once and backward twice."""
+    pytest.importorskip('open_clip')
+    from benchmarks.pretrain_step import count_flops, model_config
+
+    def transformer(depth, width, mlp, tokens):
+        weights = 4 * width**2 + 2 * width * mlp
+        return 2 * depth * tokens * (weights + 2 * tokens * width)
+
+    flops = count_flops(model_config('giant'))
+    assert flops['student'] == pytest.approx(3 * transformer(40, 1408, 6144, 257), rel=0.01)
+    assert flops['teacher'] == pytest.approx(transformer(24, 1024, 4096, 257), rel=0.01)
+    assert count_flops(model_config('giant', recompute=True)) == flops
+
+
+def test_a_size_too_slow_for_a_cpu_is_computed_from_one_and_two_blocks(monkeypatch):
+    pytest.importorskip('open_clip')
+    from benchmarks import pretrain_step
+
+    def timed(model_cfg, options):
+        return dict(seconds=5 + 2 * model_cfg['size'].depth, peak=1)
+
+    monkeypatch.setattr(pretrain_step, 'measure_student', timed)
+    options = dict(device='cpu', recompute=False)
+    result = pretrain_step.measure('giant', 'student', options)
+    assert result == dict(seconds=5 + 2 * 40, peak=None, computed=True)
+
+
+def test_a_pretraining_step_is_measured():
+    """With a student of one block."""
+    pytest.importorskip('open_clip')
+    from benchmarks import pretrain_step
+
+    options = dict(device='cpu', bf16=False, batch=1, steps=1, recompute=True, compile=False)
+    result = pretrain_step.measure_student(pretrain_step.model_config('base', depth=1), options)
+    assert 0 < result['seconds'] < 60
+    assert result['peak'] > 16 * 7e6  # weights, gradients and two moments of one block
+
+
+def test_pretraining_step_needs_no_host_but_mmengine():
+    pytest.importorskip('open_clip')
+    code = (
+        'import sys\n'
+        "for name in ('mmcv', 'mmdet', 'mmseg', 'mmaction'): sys.modules[name] = None\n"
+        'from benchmarks import pretrain_step as b\n'
+        "print(b.count_flops(b.model_config('base', depth=1)))"
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

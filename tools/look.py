@@ -1,10 +1,13 @@
-"""Look at a run: training curves, what a detector takes for what, its worst and best images.
+"""Look at a run: curves, a detector's mistakes, its worst and best images, features of patches.
 
     python tools/look.py curves work_dirs/demo/lvis --out curves.png
     python tools/look.py confusion data/demo/lvis/annotations/lvis_v1_val.json results.json \
         --out confusion.png
     python tools/look.py images data/demo/lvis/annotations/lvis_v1_val.json results.json \
         --images data/demo/lvis --out-dir pictures
+    python tools/look.py features photo.jpg --model eva_psz14 --out features.png
+    python tools/look.py mim photo.jpg --out mim.png \
+        --model configs/demo/pretrain.py:work_dirs/demo/pretrain/iter_700.pth
 """
 
 import argparse
@@ -37,6 +40,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     images.add_argument('--num-images', type=int, default=8, help='images of each kind (8)')
     images.add_argument('--score-thr', type=float, default=0.3, help='of predictions drawn')
     images.add_argument('--out-dir', required=True, help='folder for worst.png and best.png')
+    features = kinds.add_parser('features', help='principal components of patch features as RGB')
+    features.add_argument('--size', type=int, help="shorter side in pixels; the pretraining's")
+    mim = kinds.add_parser('mim', help='a masked photo, and how alike predicted features are')
+    mim.add_argument('--seed', type=int, default=0, help='of the masks')
+    for kind in (features, mim):
+        kind.add_argument('photos', nargs='+', metavar='IMAGE', help='image files')
+        kind.add_argument('--model', required=True, metavar='NAME|CONFIG:CHECKPOINT')
+        kind.add_argument('--device', default='cpu')
+        kind.add_argument('--out', required=True, help='PNG to write')
     return parser.parse_args(argv)
 
 
@@ -44,10 +56,16 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     from eva_mm import compat
 
-    compat.require_or_exit('mmengine' if args.kind == 'curves' else 'mmdet')
+    compat.require_or_exit('mmdet' if args.kind in ('confusion', 'images') else 'mmengine')
     from eva_mm.engine.launch import plain_errors
 
-    draw = dict(curves=draw_curves, confusion=draw_confusion, images=draw_images)[args.kind]
+    draw = dict(
+        curves=draw_curves,
+        confusion=draw_confusion,
+        images=draw_images,
+        features=draw_features,
+        mim=draw_mim,
+    )[args.kind]
     with plain_errors('look.py'):
         for out in draw(args):
             print(f'drawn: {out}')
@@ -81,6 +99,18 @@ def draw_images(args: argparse.Namespace) -> list[Path]:
         files = (args.annotations, args.images, args.results, out)
         drawn.append(draw_contact_sheet(*files, score_thr=args.score_thr, image_ids=list(chosen)))
     return drawn
+
+
+def draw_features(args: argparse.Namespace) -> list[Path]:
+    from eva_mm.pretraining.looking import draw_features
+
+    return [draw_features(args.photos, args.model, args.out, args.size, args.device)]
+
+
+def draw_mim(args: argparse.Namespace) -> list[Path]:
+    from eva_mm.pretraining.looking import draw_masked
+
+    return [draw_masked(args.photos, args.model, args.out, args.seed, args.device)]
 
 
 if __name__ == '__main__':

@@ -1,24 +1,41 @@
 """Generate a small demo data set in a real format.
 
 python tools/make_demo.py lvis --out data/demo/lvis
+python tools/make_demo.py imagenet --out data/demo/imagenet
+python tools/make_demo.py captions --out data/demo/captions
 """
 
 import argparse
 import sys
 
 
+def add_kind(kinds, name: str, help: str, size: int, **counts: tuple[int, str]):
+    """Parser of a kind of data set; ``counts`` are option -> default, what it counts."""
+    kind = kinds.add_parser(name, help=help)
+    kind.add_argument('--out', required=True, help='folder of the data set')
+    for option, (default, what) in counts.items():
+        flag = '--' + option.replace('_', '-')
+        kind.add_argument(flag, type=int, default=default, metavar='N', help=f'{what} ({default})')
+    kind.add_argument(
+        '--size', type=int, nargs='+', default=[size], metavar='PX', help='side, or height width'
+    )
+    kind.add_argument('--seed', type=int, default=0)
+    return kind
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Generate a small demo data set')
     kinds = parser.add_subparsers(dest='kind', required=True)
-    lvis = kinds.add_parser('lvis', help='LVIS v1 format, with COCO files of the same scenes')
-    lvis.add_argument('--out', required=True, help='folder of the data set')
-    lvis.add_argument('--num-train', type=int, default=200, help='training images (200)')
-    lvis.add_argument('--num-val', type=int, default=60, help='validation images (60)')
-    lvis.add_argument(
-        '--size', type=int, nargs='+', default=[256], metavar='PX', help='side, or height width'
-    )
-    lvis.add_argument('--seed', type=int, default=0)
+    images = dict(num_train=(200, 'training images'), num_val=(60, 'validation images'))
+    lvis = add_kind(kinds, 'lvis', 'LVIS v1 format, and COCO of the same scenes', 256, **images)
     lvis.add_argument('--crowds', action='store_true', help='add iscrowd regions (COCO files)')
+    images = dict(
+        train_per_class=(50, 'training images of each class'),
+        val_per_class=(20, 'validation images of each class'),
+    )
+    add_kind(kinds, 'imagenet', 'a folder per class, as ImageNet unpacks', 96, **images)
+    pairs = dict(num_train=(4000, 'training pairs'), num_val=(400, 'validation pairs'))
+    add_kind(kinds, 'captions', "images and sentences, open_clip's CSV layout", 96, **pairs)
     args = parser.parse_args()
     if len(args.size) > 2:
         parser.error(f'--size takes one or two numbers, not {len(args.size)}')
@@ -26,12 +43,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
-    from eva_mm.demo.generate import generate_lvis
+    options = vars(parse_args())
+    from eva_mm import demo
 
-    size = args.size[0] if len(args.size) == 1 else tuple(args.size)
+    generate = dict(
+        lvis=demo.generate_lvis, imagenet=demo.generate_imagenet, captions=demo.generate_captions
+    )[options.pop('kind')]
+    size = options.pop('size')
     try:
-        out = generate_lvis(args.out, args.num_train, args.num_val, size, args.seed, args.crowds)
+        out = generate(size=size[0] if len(size) == 1 else tuple(size), **options)
     except ValueError as error:
         sys.exit(f'make_demo.py: {error}')
     print(f'demo data set: {out}')

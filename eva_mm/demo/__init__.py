@@ -3,7 +3,9 @@
 Everything here needs numpy and OpenCV only (pycocotools where masks are decoded).
 """
 
+from eva_mm.demo.captions import generate_captions
 from eva_mm.demo.contact_sheet import draw_contact_sheet
 from eva_mm.demo.generate import generate_lvis
+from eva_mm.demo.image_folder import generate_imagenet
 
-__all__ = ['draw_contact_sheet', 'generate_lvis']
+__all__ = ['draw_contact_sheet', 'generate_captions', 'generate_imagenet', 'generate_lvis']

@@ -1,0 +1,322 @@
+"""Speed and memory of a pretraining step: student and teacher apart, on whatever device is there.
+
+The models are those of the leaf configs at full size, with random weights. Each size runs in a
+process of its own. Where a size is too slow for a CPU, one block is measured and counted as often
+as the model has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks.common import GIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+
+CONFIGS = dict(
+    giant='pretrain/eva_g_merged30m',
+    large='pretrain/eva_l_in21k',
+    base='pretrain/pilot_regress_short',
+)
+MASKED = 105  # of 256 patches, as published
+COMPUTED_ON_CPU = ('giant',)
+PACKAGES = ('onedl-mmengine', 'open_clip_torch')
+
+
+def model_config(size: str, depth: int | None = None, recompute: bool = False) -> dict:
+    """The leaf's model with a random teacher.
+
+    Args:
+        size: a key of :data:`CONFIGS`.
+        depth: number of blocks in place of the size's own.
+        recompute: activation checkpointing of every block.
+    """
+    import eva_mm
+    from eva_mm.vit import get_size
+
+    model = copy.deepcopy(eva_mm.get_config(CONFIGS[size]).model)
+    model.update(activation_checkpointing=recompute)
+    model.teacher.update(weights=None)
+    if depth is not None:
+        model.size = dataclasses.replace(get_size(model.size), depth=depth)
+    return model
+
+
+def build(model_cfg: dict, device: str):
+    """Build a student on a device; its teacher gets no weights yet."""
+    import torch
+    from mmengine.registry import MODELS
+
+    import eva_mm.pretraining  # noqa: F401  registers the models
+
+    with torch.device(device):
+        return MODELS.build(copy.deepcopy(model_cfg)).train()
+
+
+def make_batch(model, batch: int, device: str) -> dict:
+    """Images of noise, masks and the teacher's images, as the data preprocessor gives them."""
+    import torch
+
+    patches = model.pos_embed_grid[0] * model.pos_embed_grid[1]
+    side = model.pos_embed_grid[0] * model.size.patch_size
+    noise = torch.rand(batch, patches, device=device)
+    hidden = torch.zeros(batch, patches, dtype=torch.bool, device=device)
+    hidden.scatter_(1, noise.argsort(1)[:, : MASKED * patches // 256], True)
+    return dict(
+        image=torch.randn(batch, 3, side, side, device=device),
+        masking=dict(mask=hidden, noise=noise),
+        teacher_image=torch.randn(batch, 3, *model.teacher.image_size, device=device),
+        features=torch.randn(batch, patches, model.teacher.feature_dim, device=device),
+    )
+
+
+def student_loss(model, data: dict):
+    """Forward pass and loss, with the teacher's features given."""
+    prediction, where = model.predict_patches(data['image'], **data['masking'])
+    return model.target.loss(prediction, data['features'], where)['loss']
+
+
+# ------------------------------------------------------------------------------------------ counts
+
+
+def count_flops(model_cfg: dict) -> dict[str, float]:
+    """FLOPs per image of matrix products and attention, from shapes alone.
+
+    Returns:
+        ``student`` (forward and backward pass, without recomputation), ``teacher`` (forward).
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build({**model_cfg, 'activation_checkpointing': False}, 'meta')
+    data = make_batch(model, 1, 'meta')
+    with FlopCounterMode(display=False) as student:
+        student_loss(model, data).backward()
+    teacher = model.teacher
+    with torch.device('meta'):
+        teacher.tower = teacher._build()
+    with FlopCounterMode(display=False) as taught, torch.no_grad():
+        teacher(data['teacher_image'])
+    return dict(student=student.get_total_flops(), teacher=taught.get_total_flops())
+
+
+def matmul_ceiling(device: str, dtype) -> float:
+    """Most FLOP/s that square matrix products reach on a device."""
+    import torch
+
+    sides = (2048, 4096, 8192) if device == 'cuda' else (512, 1024, 2048)
+    best = 0.0
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        best = max(best, 2 * side**3 / measure_time(lambda a=a, b=b: a @ b, 10, device))
+    return best
+
+
+# ------------------------------------------------------------------------------------- measurement
+
+
+def measure_time(run: Callable[[], object], repeats: int, device: str) -> float:
+    """Median of the seconds that a function takes, after two calls that do not count."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    seconds = []
+    for _ in range(repeats + 2):
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
+
+
+class Memory:
+    """Peak of what is held above the start: allocated on a GPU, resident in a CPU's process."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.cuda = torch.cuda if device == 'cuda' else None
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+        else:
+            reset_peak_rss()
+            self.start = rss()
+
+    def peak(self) -> int:
+        """Bytes."""
+        return self.cuda.max_memory_allocated() if self.cuda else peak_rss() - self.start
+
+
+def measure_student(model_cfg: dict, options: dict) -> dict:
+    """Seconds and peak memory of forward, backward, clipping and update, as in training."""
+    import torch
+    from mmengine.optim import build_optim_wrapper
+
+    import eva_mm.engine  # noqa: F401  registers the wrapper
+
+    device = options['device']
+    memory = Memory(device)
+    model = build(model_cfg, device)
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            type='BF16OptimWrapper',
+            optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.98), fused=True),
+            clip_grad=dict(max_norm=3.0),
+        ),
+    )
+    data = make_batch(model, options['batch'], device)
+    forward = torch.compile(student_loss) if options['compile'] else student_loss
+
+    def step():
+        with wrapper.optim_context(model):
+            loss = forward(model, data)
+        wrapper.update_params(loss)
+
+    seconds = measure_time(step, options['steps'], device)
+    return dict(seconds=seconds, peak=memory.peak())
+
+
+def measure_teacher(model_cfg: dict, options: dict) -> dict:
+    """Seconds and peak memory of the frozen teacher's forward pass."""
+    import torch
+
+    device = options['device']
+    memory = Memory(device)
+    teacher = build({**model_cfg}, 'meta').teacher
+    teacher.load(device)
+    images = torch.randn(options['batch'], 3, *teacher.image_size, device=device)
+
+    def step():
+        with torch.autocast(device, torch.bfloat16, enabled=options['bf16']):
+            teacher(images)
+
+    seconds = measure_time(step, options['steps'], device)
+    return dict(seconds=seconds, peak=memory.peak())
+
+
+def measure(size: str, part: str, options: dict) -> dict:
+    """Measure a part of a size's step in this process.
+
+    Returns:
+        ``seconds`` per batch, ``peak`` in bytes (None where computed) and ``computed``.
+    """
+    if part == 'teacher':
+        return measure_teacher(model_config(size), options) | dict(computed=False)
+    recompute = options['recompute']
+    if options['device'] == 'cuda' or size not in COMPUTED_ON_CPU:
+        return measure_student(model_config(size, None, recompute), options) | dict(computed=False)
+    from eva_mm.vit import get_size
+
+    one, two = (
+        measure_student(model_config(size, depth, recompute), options)['seconds']
+        for depth in (1, 2)
+    )
+    depth = get_size(size).depth
+    return dict(seconds=one + (depth - 1) * (two - one), peak=None, computed=True)
+
+
+def measure_in_child(size: str, part: str, options: dict) -> dict:
+    """Run :func:`measure` in a process of its own, so that memory is this part's alone."""
+    command = [sys.executable, '-m', 'benchmarks.pretrain_step', size, part, json.dumps(options)]
+    # What is freed goes back to the system at once, instead of staying in the allocator's hands.
+    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise RuntimeError(f'{command} failed:\n{done.stderr}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows_of_size(size: str, options: dict, ceiling: float) -> list[tuple]:
+    """Rows of student, teacher and both."""
+    flops = count_flops(model_config(size))
+    results = {part: measure_in_child(size, part, options) for part in ('student', 'teacher')}
+    both = dict(
+        seconds=sum(result['seconds'] for result in results.values()),
+        peak=None,
+        computed=any(result['computed'] for result in results.values()),
+    )
+    flops['both'] = sum(flops.values())
+    rows = []
+    for part, result in [*results.items(), ('both', both)]:
+        speed = options['batch'] / result['seconds']
+        rows.append(
+            (
+                size,
+                part,
+                'computed' if result['computed'] else 'measured',
+                f'{speed:.3g}' if speed < 100 else f'{speed:.0f}',
+                f'{flops[part] / 1e12:.2f}',
+                f'{100 * speed * flops[part] / ceiling:.0f} %',
+                '' if result['peak'] is None else f'{result["peak"] / GIB:.1f}',
+            )
+        )
+    return rows
+
+
+@benchmark(
+    'pretrain_step',
+    'images/s, memory and FLOP utilisation of a pretraining step, student and teacher apart',
+    sizes=lambda text: tuple(text.split(',')),
+    batch=int,
+    steps=int,
+    recompute=lambda text: bool(int(text)),
+    compile=lambda text: bool(int(text)),
+)
+def pretrain_step(
+    sizes: tuple[str, ...] = tuple(CONFIGS),
+    batch: int | None = None,
+    steps: int | None = None,
+    recompute: bool = False,
+    compile: bool = False,
+) -> list[Table]:
+    """Table of the sizes on this machine's GPU, or else its processor."""
+    import torch
+
+    from eva_mm.engine.optim_wrapper import gpu_has_bf16
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    bf16 = device == 'cuda' and gpu_has_bf16()
+    batch = batch or (32 if device == 'cuda' else 2)
+    options = dict(
+        device=device,
+        bf16=bf16,
+        batch=batch,
+        steps=steps or (20 if device == 'cuda' else 3),
+        recompute=recompute,
+        compile=compile,
+    )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    ceiling = matmul_ceiling(device, dtype)
+    rows = [row for size in sizes for row in rows_of_size(size, options, ceiling)]
+    header = (
+        'size', 'part', 'how', 'images/s', 'TFLOP per image', 'utilisation', 'peak, GiB'
+    )  # fmt: skip
+    name = 'bf16 autocast' if bf16 else 'fp32'
+    extras = [text for text, on in (('recomputed blocks', recompute), ('compiled', compile)) if on]
+    notes = [
+        f'{name}, batches of {batch}, {torch.get_num_threads()} threads'
+        + ''.join(f', {text}' for text in extras)
+        + '; models, masks and teachers of '
+        + ', '.join(CONFIGS[size] for size in sizes)
+        + '. Student: forward, backward, clipping, fused AdamW. Loading images is not in it.',
+        f'Utilisation: counted FLOPs (backward included, recomputation not) over '
+        f'{ceiling / 1e12:.2f} TFLOP/s, the best of square matrix products in '
+        f'{str(dtype).removeprefix("torch.")} here.',
+    ]
+    if any(row[2] == 'computed' for row in rows):
+        notes.append(
+            'Computed: from steps of one and of two blocks; every further block as the second.'
+        )
+    return [Table(header, rows, 'One step of pretraining', notes, PACKAGES)]
+
+
+if __name__ == '__main__':
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))))

@@ -1,0 +1,35 @@
+"""Pilot study, masked regression of CLIP features: ViT-B/16, ImageNet-1K, 800 epochs.
+
+Command:    tools/dist_train.sh configs/pretrain/pilot_regress_long.py 8   (on each of 4 nodes)
+Hardware:   not stated; 32 GPUs with 64 images each make the batch of 2048.
+Published:  no weights; the comparison is the paper's Table 2.
+Source:     EVA, arXiv 2211.07636, section 2.1. No code, command or log of it is published: the
+            paper compares the three kinds of target at shorter and longer schedules; teacher,
+            masks, batch, rates and numbers of epochs here are ours.
+Proved:     model, target and gradients are those of the leaf `eva_g_merged30m` (tests/parity);
+            rates equal closed forms (tests/pretraining/test_schedules.py). Nothing was measured.
+
+Masked patches only, by cosine: the model and target of EVA at the size of ViT-B.
+"""
+
+_base_ = [
+    '../_base_/models/eva_b_mim.py',
+    '../_base_/datasets/in1k_mim.py',
+    '../_base_/schedules/eva_b_mim.py',
+    '../_base_/mmengine_runtime.py',
+]
+custom_imports = dict(imports=['eva_mm.pretraining'], allow_failed_imports=False)
+
+train_cfg = dict(max_iters=500000)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-20, by_epoch=False, begin=0, end=6250),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-5,
+        by_epoch=False,
+        begin=6250,
+        end=500000,
+        T_max=493750,
+    ),
+]
+default_hooks = dict(checkpoint=dict(interval=6250))

@@ -1,0 +1,175 @@
+"""Parameters, groups and rates of the leaves at full length, against closed forms."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.runner import LogProcessor
+
+import eva_mm
+from eva_mm.engine.layer_decay import param_group_table
+
+from ..helpers import load_config
+
+
+class Run(NamedTuple):
+    """Settings of a leaf, written down by hand."""
+
+    lr: float
+    epochs: int
+    steps: int  # per epoch
+    warmup: int = 2  # epochs
+    beta2: float = 0.98
+    batch: int = 4096
+    trainable: int = 0
+
+
+# ViT-B/16: patches, positions with class token, blocks, norm, mask token, predictor.
+BASE = 768 * 768 + 768 + 198 * 768 + 12 * (12 * 768**2 + 12 * 768) + 2 * 768 + 768
+
+
+def pilot(epochs: int, outputs: int = 512) -> Run:
+    """ViT-B on ImageNet-1K; its key has no bias."""
+    return Run(1.5e-3, epochs, 625, 10, batch=2048, trainable=BASE + 769 * outputs)
+
+
+RUNS = {
+    # EVA-01/eva/README.md and logs/pt.
+    'eva_g_merged30m': Run(1e-3, 150, 7242, trainable=1_012_229_632),
+    'eva_l_in21k': Run(2.4e-3, 150, 3466, beta2=0.95, trainable=316_576_768),
+    # Ours.
+    'pilot_regress_short': pilot(300),
+    'pilot_regress_long': pilot(800),
+    'pilot_distill_short': pilot(300),
+    'pilot_distill_long': pilot(800),
+    'pilot_tokenized_short': pilot(300, 8192),
+    'pilot_tokenized_long': pilot(1600, 8192),
+}
+MIN_LR, WEIGHT_DECAY, MAX_NORM = 1e-5, 0.05, 3.0
+
+pytestmark = pytest.mark.parametrize('name', RUNS)
+
+
+@pytest.fixture(scope='module')
+def built():
+    """Config, model on the meta device and optimizer wrapper of a leaf."""
+    cache = {}
+
+    def _built(name):
+        if name not in cache:
+            cfg = load_config(f'pretrain/{name}', scope='mmengine')
+            wrapper_cfg = dict(cfg.optim_wrapper)
+            with torch.device('meta'):
+                model = MODELS.build(cfg.model)
+            cache[name] = cfg, model, build_optim_wrapper(model, wrapper_cfg)
+        return cache[name]
+
+    return _built
+
+
+def test_every_leaf_is_here(name):
+    listed = {n.removeprefix('pretrain/') for n in eva_mm.list_configs() if 'pretrain/' in n}
+    assert {n for n in listed if not n.startswith(('_base_', 'demo'))} == set(RUNS)
+
+
+def test_number_of_trainable_parameters(built, name):
+    _, model, _ = built(name)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # The mask token stays as it is where nothing is masked.
+    assert trained == RUNS[name].trainable - (768 if 'distill' in name else 0)
+
+
+def test_decay_and_optimizer(built, name):
+    """Vectors, biases, positions and the class token are not decayed; the mask token is."""
+    run, (_, model, wrapper) = RUNS[name], built(name)
+    rows = {row.name: row for row in param_group_table(wrapper)}
+    assert set(rows) == {n for n, p in model.named_parameters() if p.requires_grad}
+    for parameter, row in rows.items():
+        spared = parameter in ('pos_embed', 'cls_token') or model.get_parameter(parameter).ndim <= 1
+        assert row.weight_decay == (0 if spared else WEIGHT_DECAY), parameter
+        assert row.lr == run.lr, parameter
+    if 'distill' not in name:
+        assert rows['mask_token'].weight_decay == WEIGHT_DECAY
+    assert len(wrapper.optimizer.param_groups) == 2
+    assert type(wrapper.optimizer) is torch.optim.AdamW
+    assert wrapper.optimizer.defaults['betas'] == (0.9, run.beta2)
+    assert wrapper.optimizer.defaults['eps'] == 1e-6
+    assert wrapper.clip_grad_kwargs == dict(max_norm=MAX_NORM)
+
+
+def published_lr(run: Run) -> np.ndarray:
+    """Rate of every step: linear from 0 to the peak, then half a cosine from the peak again.
+
+    EVA-01/eva/utils.py, ``cosine_scheduler``.
+    """
+    warmup, total = run.warmup * run.steps, run.epochs * run.steps
+    rise = run.lr * np.arange(warmup) / (warmup - 1)
+    phase = np.arange(total - warmup) / (total - warmup)
+    return np.concatenate((rise, MIN_LR + 0.5 * (run.lr - MIN_LR) * (1 + np.cos(math.pi * phase))))
+
+
+def simulated_lr(cfg, lr: float) -> np.ndarray:
+    """Rate of every step by the leaf's schedulers, as the Runner steps them."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in cfg.param_scheduler]
+    rates = np.empty(cfg.train_cfg.max_iters)
+    for step in range(len(rates)):
+        rates[step] = optimizer.param_groups[0]['lr']
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates
+
+
+def test_mean_rate_of_every_epoch(built, name):
+    run, (cfg, _, _) = RUNS[name], built(name)
+    expected, found = published_lr(run), simulated_lr(cfg, cfg.optim_wrapper.optimizer.lr)
+    assert len(found) == run.epochs * run.steps
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-20)
+    means = [rates.reshape(run.epochs, run.steps).mean(1) for rates in (found, expected)]
+    np.testing.assert_allclose(*means, rtol=1e-11)  # rounding adds up over a million steps
+    assert found[0] < 1e-20
+    assert found[run.warmup * run.steps - 1] == pytest.approx(run.lr, rel=1e-12)
+    assert found[-1] == pytest.approx(MIN_LR, rel=1e-3)
+
+
+def test_loop_and_batch(built, name):
+    run, (cfg, _, _) = RUNS[name], built(name)
+    assert cfg.train_cfg.max_iters == run.epochs * run.steps
+    assert cfg.train_cfg.val_interval == run.steps
+    assert cfg.default_hooks.checkpoint.interval % run.steps == 0
+    assert cfg.auto_scale_lr.base_batch_size == run.batch
+    assert run.batch % cfg.train_dataloader.batch_size == 0
+    assert cfg.train_dataloader.sampler.type == 'ExactInfiniteSampler'
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.begin, warmup.end) == (0, run.warmup * run.steps)
+    assert (cosine.begin, cosine.end) == (warmup.end, cfg.train_cfg.max_iters)
+    assert cosine.T_max == cosine.end - cosine.begin
+
+
+def test_transforms_fit_the_grids(built, name):
+    """One list of transforms per loader, of the grid that student and teacher share."""
+    cfg, model, _ = built(name)
+    for part in ('train', 'val', 'test'):
+        pipeline = cfg[f'{part}_dataloader'].dataset.pipeline
+        assert pipeline[0].size == pipeline[0].teacher_size == 224
+        assert pipeline[-1].type == 'PackImage'
+        grids = {t.grid_size for t in pipeline if 'grid_size' in t}
+        assert grids == (set() if 'distill' in name else {model.pos_embed_grid[0]})
+    kinds = [cfg[f'{part}_dataloader'].dataset.pipeline[1].type for part in ('train', 'val')]
+    expected = {'eva_l': ['MaskNoise'] * 2, 'pilot_distill': ['PackImage'] * 2}
+    key = next((k for k in expected if name.startswith(k)), None)
+    assert kinds == expected.get(key, ['BlockMask', 'AlternatingMask'])
+    assert model.teacher.grid == model.pos_embed_grid
+
+
+def test_losses_of_validation_are_logged_as_they_are(built, name):
+    """mmengine would print the mean of this one and those before."""
+    cfg, _, _ = built(name)
+    pattern = LogProcessor(**cfg.log_processor).mean_pattern
+    for key in ('loss', 'loss_cls', 'time', 'data_time', 'grad_norm'):
+        assert pattern.search(key)
+    assert not pattern.search('pretrain/loss')
