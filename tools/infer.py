@@ -27,9 +27,15 @@ def parse_args(argv=None):
     )
     parser.add_argument('--out', help='folder of results; work_dirs/infer/<input> by default')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='leave out results at or below this score'
+        '--score-thr',
+        type=float,
+        help='leave out results at or below this score; detectors: 0.3 by default',
     )
-    parser.add_argument('--classes', nargs='+', help='report these classes only')
+    parser.add_argument(
+        '--classes',
+        nargs='+',
+        help='report these classes only; eva_clip chooses among them, whatever they are: "a,b,c"',
+    )
     parser.add_argument('--batch-size', type=int, default=1, help='images at a time')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ...; a GPU if there is one by default')
     parser.add_argument('--no-draw', action='store_true', help='write JSON alone')

@@ -29,6 +29,16 @@ def parse_args(argv=None):
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for drawn predictions')
     parser.add_argument('--wait-time', type=float, default=2.0, help='seconds per shown image')
+    parser.add_argument(
+        '--strategy',
+        choices=['ddp', 'fsdp'],
+        help='several processes: each holds the whole model (ddp, default), or its share (fsdp)',
+    )
+    parser.add_argument(
+        '--variants',
+        metavar='all|NAME,NAME',
+        help="ImageNet's variants in the config, such as v2,a: one table beside the published one",
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
     parser.add_argument(
         '--cfg-options',
@@ -41,6 +51,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not args.checkpoint and not args.results:
         parser.error('give a CHECKPOINT to test, or --results FILE to evaluate')
+    if args.variants and (args.results or args.out or args.show or args.show_dir):
+        parser.error('--variants goes with neither --results, --out, --show nor --show-dir')
     return args
 
 
@@ -65,8 +77,11 @@ def main(argv=None):
             wait_time=args.wait_time,
             tta=args.tta,
         )
+        launch.set_strategy(cfg, args.strategy)
         if args.results:
             launch.evaluate_results(cfg, args.results)
+        elif args.variants:
+            launch.run_variants(cfg, args.variants)
         else:
             launch.run_test(cfg, args.out)
 

@@ -1,21 +1,22 @@
-"""The core against the authors' classifier: logits, features, loss and gradients."""
+"""The classifier against the authors' code: logits, features, loss and gradients.
+
+The model is the leaf's, shrunk by options and loaded as a user's file is.
+"""
 
 import pytest
 import torch
-import torch.nn.functional as F
+from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
 
-from eva_mm.vit import EVAVisionTransformer
-
-from ..helpers import relative_error
+from ..helpers import load_config, relative_error
 from .reference import reference_files
 
 
-@pytest.mark.parametrize('path', reference_files('classifier_'))
-def test_classifier(path):
-    ref = torch.load(path, weights_only=True)
+def shrunk_leaf(ref):
+    """Config of the fine-tuning with the reference's sizes; the types stay."""
     c, state = ref['config'], ref['checkpoint']['model']
-    model = EVAVisionTransformer(
-        'giant',
+    cfg = load_config('imagenet/eva_g_in1k_336', 'mmengine')
+    cfg.model.update(
         img_size=c['img_size'],
         patch_size=c['patch_size'],
         embed_dim=c['embed_dim'],
@@ -26,18 +27,34 @@ def test_classifier(path):
         num_classes=c['num_classes'],
         pooling='mean' if c['use_mean_pooling'] else 'cls',
         norm_eps=c['layer_norm_eps'],
-        stop_grad_patch_embed=True,
+        drop_path_rate=0.0,
+        label_smoothing=0.0,
+        allowed_missing=[],
     )
-    model.load_state_dict(state)
+    return cfg
 
+
+@pytest.mark.parametrize('recompute', [False, True])
+@pytest.mark.parametrize('path', reference_files('classifier_'))
+def test_classifier(path, recompute, tmp_path):
+    ref = torch.load(path, weights_only=True)
+    cfg = shrunk_leaf(ref)
+    cfg.model.activation_checkpointing = recompute
+    model = MODELS.build(cfg.model)
+    torch.save(ref['checkpoint'], tmp_path / 'published.pt')
+    load_checkpoint(model, str(tmp_path / 'published.pt'))
+    assert set(model.state_dict()) == set(ref['checkpoint']['model'])
+
+    model.train()
     features = model.forward_features(ref['image'])
-    pooled = model.pool(features)
-    logits = model(ref['image'])
-    assert relative_error(pooled, ref['pooled']) < 1e-4
-    assert relative_error(logits, ref['logits']) < 1e-4
+    assert relative_error(model.pool(features), ref['pooled']) < 1e-4
+    assert relative_error(model.extract_feat(ref['image']), ref['pooled']) < 1e-4
+    assert relative_error(model(ref['image']), ref['logits']) < 1e-4
     assert relative_error(model.forward_patch_tokens(ref['image']), ref['patch_tokens']) < 1e-4
+    for row, sample in zip(ref['logits'], model(ref['image'], ref['labels'], mode='predict')):
+        assert relative_error(sample['logits'], row) < 1e-4
 
-    loss = F.cross_entropy(logits, ref['labels'])
+    loss = model(ref['image'], ref['labels'], mode='loss')['loss']
     assert relative_error(loss, ref['loss']) < 1e-4
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}

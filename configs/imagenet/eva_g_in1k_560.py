@@ -1,0 +1,75 @@
+"""ImageNet-1K fine-tuning of EVA-g after ImageNet-21K, 560 px.
+
+Command:    tools/dist_train.sh configs/imagenet/eva_g_in1k_560.py 8   (on each of 4 nodes)
+Hardware:   32 GPUs with 16 images each, as published; hours not stated.
+Published:  89.7 top-1 (log: 89.725, loss 0.883, moving average of epoch 11 of 15); weights
+            `eva_21k_1k_560px`.
+Source:     EVA, arXiv 2211.07636; EVA-01/eva/README.md, EVA-01/eva/run_class_finetuning.py and
+            EVA-01/logs/cls, https://github.com/baaivision/EVA.
+Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+            parameter count, groups and the rates of every epoch equal the published log
+            (tests/classification/test_schedules.py). The accuracy was not measured here.
+"""
+
+_base_ = [
+    '../_base_/models/eva_g_classifier.py',
+    '../_base_/datasets/imagenet_1k.py',
+    '../_base_/schedules/eva_cls.py',
+    '../_base_/mmengine_runtime.py',
+]
+custom_imports = dict(imports=['eva_mm.classification'], allow_failed_imports=False)
+
+image_size = 560
+model = dict(
+    img_size=image_size,
+    allowed_missing=['head.*'],
+)
+
+train_pipeline = [
+    dict(
+        type='TimmTransform',
+        size=image_size,
+        is_training=True,
+        scale=(0.08, 1.0),
+        auto_augment='rand-m9-mstd0.5-inc1',
+    ),
+]
+test_pipeline = [dict(type='TimmTransform', size=image_size, crop_pct=1.0)]
+train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(batch_size=24, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+epochs, warm_up = 15, 2
+# 1,281,167 images at 512, without the rest.
+epoch_length = 2502
+train_cfg = dict(
+    type='IterBasedTrainLoop', max_iters=epochs * epoch_length, val_interval=epoch_length
+)
+val_cfg = dict(type='RawAndAveragedValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    paramwise_cfg=dict(layer_decay=0.95),
+    optimizer=dict(lr=3e-5),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-20, by_epoch=False, end=warm_up * epoch_length),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=False,
+        begin=warm_up * epoch_length,
+        end=epochs * epoch_length,
+        T_max=(epochs - warm_up) * epoch_length,
+        eta_min_ratio=0,
+    ),
+]
+auto_scale_lr = dict(enable=False, base_batch_size=512)
+# The released weights are those of the best epoch of this average.
+custom_hooks = [dict(type='EVAEMAHook', decay=0.9999)]
+default_hooks = dict(
+    class_count=dict(type='ClassCountHook'),
+    checkpoint=dict(
+        interval=epoch_length, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'
+    ),
+)
+# Its head has another number of classes; the rest is taken over.
+load_from = 'eva://eva_21k_224px'
