@@ -421,6 +421,8 @@ def prepare_test_config(
     if checkpoint and checkpoint.startswith(SCHEME):
         find_model(checkpoint)  # before data and model are built
     cfg = load_config(config, cfg_options)
+    if not cfg.get('test_dataloader'):
+        raise UsageError(f'{cfg.filename} evaluates nothing: it has no test_dataloader')
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     cfg.load_from, cfg.resume = checkpoint, False
@@ -488,8 +490,33 @@ def fit_device(cfg: Config) -> None:
 
 def run_training(cfg: Config) -> None:
     """Train as the config says."""
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    warn_of_another_batch(cfg)
+    runner.train()
     leave_process_group()
+
+
+def warn_of_another_batch(cfg: Config) -> None:
+    """Warn of fewer or more images per update than the learning rate is meant for.
+
+    Args:
+        cfg (Config): Of a run whose process group is there.
+    """
+    scaling = cfg.get('auto_scale_lr') or {}
+    meant = scaling.get('base_batch_size')
+    passes = cfg.get('accumulate', 1)
+    # --accumulate has taken its passes out of the base.
+    images = cfg.train_dataloader.batch_size * get_world_size()
+    if meant is None or scaling.get('enable') or images == meant:
+        return
+    more = meant / images
+    options = f'--accumulate {passes * int(more)} keeps to it, ' if more == int(more) else ''
+    print_log(
+        f'{images * passes:g} images per update, but the learning rate is meant for '
+        f'{meant * passes:g}: {options}--auto-scale-lr scales the rate',
+        logger='current',
+        level=30,
+    )
 
 
 def run_test(cfg: Config, out: str | None = None) -> dict:

@@ -1,5 +1,7 @@
 """What the tools do before a Runner is there."""
 
+import re
+
 import pytest
 from mmengine.config import Config
 
@@ -155,6 +157,38 @@ def test_results_need_a_metric_that_reads_files(config, tmp_path):
     cfg = launch.prepare_test_config(config, cfg_options={'test_evaluator': dump})
     with pytest.raises(launch.UsageError, match=r'none of the metrics \(DumpResults\)'):
         launch.evaluate_results(cfg, str(results))
+
+
+def test_a_config_that_evaluates_nothing(config):
+    with pytest.raises(launch.UsageError, match='evaluates nothing: it has no test_dataloader'):
+        launch.prepare_test_config(config, cfg_options={'test_dataloader': None})
+
+
+def test_a_folder_of_shards_is_tested(config, tmp_path):
+    assert launch.prepare_test_config(config, str(tmp_path)).load_from == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('base', 'accumulate', 'told'),
+    [
+        (4, 1, None),
+        (16, 1, '4 images per update, .* meant for 16: --accumulate 4 keeps to it, --auto-scale'),
+        (16, 2, '8 images per update, .* meant for 16: --accumulate 4 keeps to it, --auto-scale'),
+        (6, 1, '4 images per update, .* meant for 6: --auto-scale-lr scales the rate'),
+        (2, 1, '4 images per update, .* meant for 2: --auto-scale-lr scales the rate'),
+    ],
+)
+def test_another_batch_than_meant_is_told(config, monkeypatch, base, accumulate, told):
+    cfg = launch.prepare_train_config(
+        config,
+        {'auto_scale_lr.base_batch_size': base, 'train_dataloader.batch_size': 4},
+        accumulate=accumulate,
+    )
+    texts = []
+    monkeypatch.setattr(launch, 'print_log', lambda text, **_: texts.append(text))
+    launch.warn_of_another_batch(cfg)
+    assert bool(texts) == bool(told)
+    assert told is None or re.search(told, texts[0])
 
 
 def test_only_torchrun_starts_several_processes_on_cpus(monkeypatch, config):
