@@ -11,8 +11,13 @@ import functools
 import importlib
 import importlib.util
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 
 import eva_mm
 
@@ -51,6 +56,7 @@ HOSTS = {
     'mmcv': Host('2.1.0', '3.0', 'mmcv.txt', needs=('mmengine',), probe='mmcv._ext'),
     'mmdet': Host('3.3.0', '4.0', 'det.txt', needs=('mmengine', 'mmcv')),
     'mmseg': Host('1.2.0', '2.0', 'seg.txt', needs=('mmengine', 'mmcv')),
+    'mmaction': Host('1.2.0', '2.0', 'video.txt', needs=('mmengine', 'mmcv')),
 }
 
 
@@ -83,7 +89,7 @@ def _require_one(name: str, asked_by: str) -> None:
     if asked_by != name:
         wanted += f' (for {asked_by})'
     try:
-        module = importlib.import_module(name)
+        module = import_mmaction() if name == 'mmaction' else importlib.import_module(name)
     except ModuleNotFoundError as error:
         absent = error.name == name  # else the host is there, and something it imports is not
         problem = 'which is not installed' if absent else f'which is there but needs {error.name}'
@@ -190,3 +196,75 @@ def mend_own_scheme() -> None:
 
     get_cfg_path._eva_mm = True
     Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def import_mmaction() -> ModuleType:
+    """Import mmaction2 with its mends; every later import of it, or of its parts, works too.
+
+    Returns:
+        The package ``mmaction``.
+    """
+    with mmcv_read_as('2.1.0'):
+        mmaction = importlib.import_module('mmaction')
+    mend_mmaction_drn(mmaction)
+    mend_mmaction_functions()
+    return mmaction
+
+
+@contextmanager
+def mmcv_read_as(version: str) -> Iterator[None]:
+    """Let ``mmcv.__version__`` read as another while the block runs.
+
+    mmaction2 1.2.0 asserts mmcv < 2.2 at its import (``mmcv_maximum_version`` in
+    mmaction/__init__.py): the newest mmcv of its day. What eva_mm uses of it works with mmcv 2.3.
+
+    Removal: once a release of mmaction2 takes mmcv 2.3.
+    """
+    import mmcv
+
+    own = mmcv.__version__
+    mmcv.__version__ = version
+    try:
+        yield
+    finally:
+        mmcv.__version__ = own
+
+
+def mend_mmaction_drn(mmaction: ModuleType) -> None:
+    """Put a stand-in where mmaction2's wheel lacks a sub-package that it imports.
+
+    The wheel of mmaction2 1.2.0 has no mmaction/models/localizers/drn, on which
+    ``import mmaction.models`` fails (https://github.com/open-mmlab/mmaction2/issues/2714). The
+    stand-in's ``DRN``, a temporal localizer that no config of ours uses, cannot be built.
+
+    Removal: once a wheel of mmaction2 ships the folder.
+    """
+    name = 'mmaction.models.localizers.drn'
+    folder = Path(mmaction.__file__).parent / 'models' / 'localizers' / 'drn'
+    if name in sys.modules or folder.is_dir():
+        return
+
+    class DRN:
+        """Not in this wheel of mmaction2."""
+
+        def __init__(self, *args: object, **kwargs: object):
+            raise HostError('this wheel of mmaction has no DRN')
+
+    package, module = ModuleType(name), ModuleType(f'{name}.drn')
+    package.__path__ = []  # makes it a package
+    package.drn, module.DRN = module, DRN
+    sys.modules[name], sys.modules[f'{name}.drn'] = package, module
+
+
+def mend_mmaction_functions() -> None:
+    """Let mmaction2's registry of functions look nowhere for what it lacks.
+
+    mmaction2 1.2.0 gives it the location ``mmaction.mmengine`` (``FUNCTION`` in
+    mmaction/registry.py), a module that does not exist, so that importing what belongs to the
+    registry raises ModuleNotFoundError.
+
+    Removal: once that location exists or is gone.
+    """
+    from mmaction.registry import FUNCTION
+
+    FUNCTION._locations = [name for name in FUNCTION._locations if name != 'mmaction.mmengine']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import types
@@ -93,8 +94,54 @@ def test_own_scheme_fails_without_the_mend(tmp_path):
 
 def test_require_accepts_what_is_installed():
     for host in compat.HOSTS:
-        pytest.importorskip(host)
+        if importlib.util.find_spec(host) is None:
+            pytest.skip(f'{host} is not installed')
         compat.require(host)
+
+
+def run_fresh(code: str) -> subprocess.CompletedProcess:
+    """Run Python in a process in which no host is imported yet."""
+    return subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mmaction') is None, reason='needs mmaction2')
+def test_mmaction_imports_beside_this_mmcv():
+    result = run_fresh(
+        'from eva_mm import compat; import mmcv; own = mmcv.__version__\n'
+        "compat.require('mmaction')\n"
+        'assert mmcv.__version__ == own\n'
+        'from mmaction.apis.inferencers import MMAction2Inferencer\n'
+        'from mmaction.models.localizers import BMN, DRN\n'
+        'from mmaction.registry import FUNCTION\n'
+        'FUNCTION.import_from_location()\n'
+        'try:\n    DRN()\n'
+        "except compat.HostError as error:\n    assert 'has no DRN' in str(error)\n"
+        "else:\n    raise AssertionError('the stand-in was built')\n"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mmaction') is None, reason='needs mmaction2')
+@pytest.mark.parametrize(
+    ('left_out', 'message'),
+    [
+        ('mmcv_read_as', 'is used but incompatible'),
+        ('mend_mmaction_drn', 'mmaction.models.localizers.drn'),
+        ('mend_mmaction_functions', 'mmaction.mmengine'),
+    ],
+)
+def test_each_mend_of_mmaction_is_needed(left_out, message):
+    result = run_fresh(
+        'import contextlib; from eva_mm import compat\n'
+        f'compat.{left_out} = lambda *_: contextlib.nullcontext()\n'
+        "compat.require('mmaction')\n"
+        'import mmaction.models; from mmaction.registry import FUNCTION\n'
+        'FUNCTION.import_from_location()\n'
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
 
 
 def test_require_names_a_missing_host_and_its_install_line(monkeypatch):

@@ -65,7 +65,8 @@ def make_env(checkout: Path, fails_on: str = 'nothing', **variables: str):
 def test_env_installs_in_order_and_then_rests(checkout):
     result, calls = make_env(checkout)
     assert result.returncode == 0, result.stderr
-    order = ['build.txt', 'torch.txt', 'mmcv.txt', 'all.txt', 'lvis.txt', f'-e {checkout}']
+    files = ['build.txt', 'torch.txt', 'mmcv.txt', 'all.txt', 'lvis.txt', 'video.txt']
+    order = [*files, f'-e {checkout}']
     assert [name for name, call in zip(order, calls) if name in call] == order
     mmcv = calls[2]
     assert '--no-build-isolation' in mmcv

@@ -189,6 +189,10 @@ def install_lvis(env: Environment) -> None:
     env.pip('lvis', '--no-deps', '-r', REQUIREMENTS / 'lvis.txt')
 
 
+def install_video(env: Environment) -> None:
+    env.pip('video', '--no-deps', '-r', REQUIREMENTS / 'video.txt')
+
+
 def install_opencv(env: Environment) -> None:
     """On machines without libGL, put the headless OpenCV's files over those of opencv-python."""
     command = [str(env.python), '-c', 'import cv2']
@@ -210,6 +214,7 @@ STEPS = (
     ('mmcv', install_mmcv, ('torch.txt', 'mmcv.txt', 'constraints.txt')),
     ('hosts', install_hosts, None),
     ('lvis', install_lvis, ('lvis.txt',)),
+    ('video', install_video, ('video.txt',)),
     ('opencv', install_opencv, None),
     ('project', install_project, ('../setup.py', '../eva_mm/version.py')),
 )
