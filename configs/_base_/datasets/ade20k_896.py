@@ -1,0 +1,31 @@
+# ADE20K in crops of 896 px, tested at a short side of 896 px.
+# Source: EVA-01/seg/configs/ade20k, https://github.com/baaivision/EVA.
+_base_ = 'mmseg::_base_/datasets/ade20k.py'
+
+dataset_type = 'EVAADE20KDataset'
+crop_size = (896, 896)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomResize', scale=(3584, 896), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(3584, 896), keep_ratio=True),
+    dict(type='ResizeToMultiple', size_divisor=32),
+    # After resizing: scores are taken at the original size.
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    sampler=dict(_delete_=True, type='ExactInfiniteSampler', shuffle=True),
+    dataset=dict(type=dataset_type, pipeline=train_pipeline),
+)
+val_dataloader = dict(num_workers=4, dataset=dict(type=dataset_type, pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,60 @@
+"""Mask2Former's head with the published way to a semantic map."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmseg.models import Mask2FormerHead
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+MASK_STRIDE = 4
+
+
+@MODELS.register_module()
+class EVAMask2FormerHead(Mask2FormerHead):
+    """mmseg's Mask2Former head, whose map may be made as EVA's segmentors make it.
+
+    Losses, assignment and normalisers are those of mmseg, which equal the published ones: class
+    loss over the summed class weights, mask and dice loss over the mean number of masks of a
+    process, one at least. The map has the size of the image that the features are of, so that
+    crops of any size may slide over an image.
+
+    Args:
+        sigmoid_before_upsampling: combine mask *probabilities* of stride 4 with the class
+            probabilities, then enlarge the map (published; EVA-01/seg). False enlarges the mask
+            logits first, as mmseg does.
+        **kwargs: see :class:`mmseg.models.Mask2FormerHead`.
+    """
+
+    def __init__(self, *, sigmoid_before_upsampling: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.sigmoid_before_upsampling = sigmoid_before_upsampling
+
+    def predict(self, x: tuple[Tensor, ...], batch_img_metas: list[dict], test_cfg: dict) -> Tensor:
+        """Features of the strides 4 to 32 -> scores (B, classes, H, W), each in [0, queries]."""
+        samples = [SegDataSample(metainfo=meta) for meta in batch_img_metas]
+        all_classes, all_masks = self(x, samples)
+        return self.combine(all_classes[-1], all_masks[-1])
+
+    def combine(self, cls_logits: Tensor, mask_logits: Tensor) -> Tensor:
+        """Queries' logits -> map of class scores.
+
+        Args:
+            cls_logits: (B, queries, classes + 1), the last one for no object.
+            mask_logits: (B, queries, H / 4, W / 4).
+
+        Returns:
+            (B, classes, H, W).
+        """
+        classes = cls_logits.softmax(dim=-1)[..., :-1]
+        if not self.sigmoid_before_upsampling:
+            mask_logits = _enlarged(mask_logits)
+        scores = torch.einsum('bqc,bqhw->bchw', classes, mask_logits.sigmoid())
+        return _enlarged(scores) if self.sigmoid_before_upsampling else scores
+
+
+def _enlarged(maps: Tensor) -> Tensor:
+    size = [MASK_STRIDE * side for side in maps.shape[-2:]]
+    return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
