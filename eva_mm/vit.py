@@ -325,7 +325,8 @@ class EVAVisionTransformer(nn.Module):
         head_init_scale: factor on the initial ``head`` weights and biases.
 
     Raises:
-        ValueError: unknown size or pooling, or a block to recompute beyond the depth.
+        ValueError: unknown size or pooling, an ``img_size`` that the patches do not divide, or a
+            block to recompute beyond the depth.
     """
 
     def __init__(
@@ -376,6 +377,10 @@ class EVAVisionTransformer(nn.Module):
         self._check_recomputed()
 
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if height % size.patch_size or width % size.patch_size:
+            raise ValueError(
+                f'img_size {height} x {width} is not divisible into patches of {size.patch_size} px'
+            )
         self.pos_embed_grid = (height // size.patch_size, width // size.patch_size)
         num_patches = self.pos_embed_grid[0] * self.pos_embed_grid[1]
         self.patch_embed = PatchEmbed(size.patch_size, in_channels, size.embed_dim)

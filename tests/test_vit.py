@@ -275,3 +275,9 @@ def test_chosen_blocks_alone_are_recomputed(chosen):
 def test_a_block_to_recompute_beyond_the_depth_is_refused():
     with pytest.raises(ValueError, match='exceeds a depth of'):
         EVAVisionTransformer('tiny', **TINY, activation_checkpointing=[99])
+
+
+def test_an_image_size_that_patches_do_not_divide_is_refused():
+    for img_size in (60, (56, 60)):
+        with pytest.raises(ValueError, match='x 60 is not divisible into patches of 14 px'):
+            EVAVisionTransformer('tiny', **{**TINY, 'img_size': img_size})

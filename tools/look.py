@@ -49,6 +49,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         kind.add_argument('--model', required=True, metavar='NAME|CONFIG:CHECKPOINT')
         kind.add_argument('--device', default='cpu')
         kind.add_argument('--out', required=True, help='PNG to write')
+        kind.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', default=[])
     return parser.parse_args(argv)
 
 
@@ -104,13 +105,23 @@ def draw_images(args: argparse.Namespace) -> list[Path]:
 def draw_features(args: argparse.Namespace) -> list[Path]:
     from eva_mm.pretraining.looking import draw_features
 
-    return [draw_features(args.photos, args.model, args.out, args.size, args.device)]
+    options = read_options(args.cfg_options)
+    return [draw_features(args.photos, args.model, args.out, args.size, args.device, options)]
+
+
+def read_options(texts: list[str]) -> dict:
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
+    return parser.parse_args(['--cfg-options', *texts]).cfg_options
 
 
 def draw_mim(args: argparse.Namespace) -> list[Path]:
     from eva_mm.pretraining.looking import draw_masked
 
-    return [draw_masked(args.photos, args.model, args.out, args.seed, args.device)]
+    options = read_options(args.cfg_options)
+    return [draw_masked(args.photos, args.model, args.out, args.seed, args.device, options)]
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@ Published:  89.4 top-1 (log: 89.383, loss 0.694, moving average of epoch 17 of 2
             `eva_clip_ft_336px`.
 Source:     EVA, arXiv 2211.07636; EVA-01/eva/README.md, EVA-01/eva/run_class_finetuning.py and
             EVA-01/logs/cls, https://github.com/baaivision/EVA.
-Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+Proved:     logits, loss (without smoothing) and gradients equal the authors' code on reduced sizes
+            (tests/parity); label smoothing equals timm's (tests/classification/test_classifier.py);
             parameter count, groups and the rates of every epoch equal the published log
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """

@@ -5,7 +5,9 @@ Hardware:   40 GPUs with 400 images each, as published; hours not stated.
 Published:  86.5 top-1 (log: 86.462 in epoch 57 of 90); weights `eva_clip_lincls_224px`.
 Source:     EVA, arXiv 2211.07636; EVA-01/eva/README.md, EVA-01/eva/run_class_finetuning.py and
             EVA-01/logs/cls, https://github.com/baaivision/EVA.
-Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+Proved:     the blocks are EVA-g's, whose logits and gradients equal the authors' code with mean
+            pooling (tests/parity); the probe itself (class token, batch normalisation, LARS) was
+            held against its formulas alone (tests/classification/test_classifier.py, test_lars.py);
             parameter count, groups and the rates of every epoch equal the published log
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """

@@ -5,7 +5,9 @@ Hardware:   64 GPUs with 64 images each, as published; hours not stated.
 Published:  weights `eva_21k_224px`; no accuracy stated, final training loss 3.9975 in the log.
 Source:     EVA, arXiv 2211.07636; EVA-01/eva/README.md, EVA-01/eva/run_class_finetuning.py and
             EVA-01/logs/cls, https://github.com/baaivision/EVA.
-Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+Proved:     logits, loss (of unmixed images) and gradients equal the authors' code on reduced sizes
+            (tests/parity); mixing and the loss of its targets equal timm's
+            (tests/classification/test_preprocessor.py, test_classifier.py);
             parameter count, groups and the rates of every epoch equal the published log
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """

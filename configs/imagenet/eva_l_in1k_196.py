@@ -9,8 +9,12 @@ Source:     EVA, arXiv 2211.07636; EVA-01/logs/cls and EVA-01/eva/README.md,
             log: epochs, warm-up, rates, layer and weight decay, steps per epoch, that images are
             mixed, and that there is a moving average. Ours: mixup 0.8, CutMix 1.0, smoothing 0.1,
             drop path 0.2 (MAE's fine-tuning of ViT-L, github.com/facebookresearch/mae); decay of
-            the average, betas, eps, crop scale and RandAugment as for EVA-g.
-Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+            the average, betas, eps, crop scale, RandAugment and, in evaluation, crop_pct 1.0 as for
+            EVA-g; mean pooling.
+Proved:     the blocks are those of masked image modelling, whose prediction and gradients equal
+            the authors' code, pooling and head those of EVA-g, likewise (tests/parity); EVA-L's
+            classifier as a whole was not compared. Mixing and the loss of its targets equal
+            timm's (tests/classification/test_preprocessor.py, test_classifier.py);
             parameter count, groups and the rates of every epoch equal the published log
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """

@@ -7,8 +7,11 @@ Source:     EVA, arXiv 2211.07636; EVA-01/logs/cls and EVA-01/eva/README.md,
             https://github.com/baaivision/EVA. Published are weights and logs, no command. From the
             log: epochs, warm-up, rates, layer and weight decay, steps per epoch, and that images
             are mixed. Ours: values of mixing and smoothing (those of EVA-g on ImageNet-21K), betas
-            and eps likewise, crop scale, drop path.
-Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+            and eps likewise, crop scale and RandAugment likewise, drop path, mean pooling.
+Proved:     the blocks are those of masked image modelling, whose prediction and gradients equal
+            the authors' code, pooling and head those of EVA-g, likewise (tests/parity); EVA-L's
+            classifier as a whole was not compared. Mixing and the loss of its targets equal
+            timm's (tests/classification/test_preprocessor.py, test_classifier.py);
             parameter count, groups and the rates of every epoch equal the published log
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """

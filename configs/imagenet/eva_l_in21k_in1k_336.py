@@ -9,8 +9,12 @@ Source:     EVA, arXiv 2211.07636; EVA-01/logs/cls and EVA-01/eva/README.md,
             log: epochs, warm-up, rates, layer and weight decay, steps per epoch, that images are
             not mixed, and that there is a moving average. Ours: smoothing 0.2 (the final loss of
             the log, 2.274 at 336 px, lies below what 0.25 admits), drop path 0.2 (MAE's fine-tuning
-            of ViT-L); decay of the average, betas, eps, crop scale and RandAugment as for EVA-g.
-Proved:     logits, loss and gradients equal the authors' code on reduced sizes (tests/parity);
+            of ViT-L); decay of the average, betas, eps, crop scale, RandAugment and, in
+            evaluation, crop_pct 1.0 as for EVA-g; mean pooling.
+Proved:     the blocks are those of masked image modelling, whose prediction and gradients equal
+            the authors' code, pooling and head those of EVA-g, likewise (tests/parity); EVA-L's
+            classifier as a whole was not compared. Label smoothing equals timm's
+            (tests/classification/test_classifier.py);
             parameter count, groups and the rates of every epoch equal the published log
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """

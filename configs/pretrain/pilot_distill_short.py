@@ -2,10 +2,10 @@
 
 Command:    tools/dist_train.sh configs/pretrain/pilot_distill_short.py 8   (on each of 4 nodes)
 Hardware:   not stated; 32 GPUs with 64 images each make the batch of 2048.
-Published:  no weights; the comparison is the paper's Table 2.
-Source:     EVA, arXiv 2211.07636, section 2.1. No code, command or log of it is published: the
-            paper compares the three kinds of target at shorter and longer schedules; teacher,
-            masks, batch, rates and numbers of epochs here are ours.
+Published:  no weights.
+Source:     EVA, arXiv 2211.07636, section 2.1: three kinds of target at shorter and longer
+            schedules. No code, command or log of it is published; teacher, masks, batch and rates
+            here are ours. The numbers of epochs have not been checked against the paper's table.
 Proved:     model, target and gradients are those of the leaf `eva_g_merged30m` (tests/parity);
             rates equal closed forms (tests/pretraining/test_schedules.py). Nothing was measured.
 

@@ -28,8 +28,8 @@ class EVAClassifier(StrictLoading, EVAVisionTransformer, BaseModel):
         pooling: 'mean' (fine-tuning) or 'cls' (linear probe), see
             :class:`~eva_mm.vit.EVAVisionTransformer`.
         label_smoothing: share of the target spread evenly over all classes. Where the
-            preprocessor mixes images it makes soft targets, with the smoothing of its own, and
-            this one is not applied again.
+            preprocessor mixes images it makes soft targets, smoothed already; its
+            ``label_smoothing`` has to be this one.
         linear_probe: freeze all but ``head``, which is batch normalisation without affine
             parameters (``head.0``) and a linear layer (``head.1``). Batch statistics are those of
             one process, as published.
@@ -41,7 +41,8 @@ class EVAClassifier(StrictLoading, EVAVisionTransformer, BaseModel):
             :class:`~eva_mm.engine.strict_loading.StrictLoading`.
 
     Raises:
-        ValueError: no classes, dense pooling, or smoothing outside [0, 1).
+        InputError: no classes, dense pooling, smoothing outside [0, 1), or mixing for another
+            number of classes or with another smoothing.
     """
 
     # Pretraining's own parts, which every start from it leaves aside.
@@ -77,8 +78,21 @@ class EVAClassifier(StrictLoading, EVAVisionTransformer, BaseModel):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.linear_probe = linear_probe
+        self._check_mixing()
         if linear_probe:
             self._make_probe()
+
+    def _check_mixing(self) -> None:
+        mixup = getattr(self.data_preprocessor, 'mixup', None)
+        if mixup is None:
+            return
+        for key in ('num_classes', 'label_smoothing'):
+            mixed, own = getattr(mixup, key), getattr(self, key)
+            if mixed != own:
+                raise InputError(
+                    f'model.{key} is {own}, but model.data_preprocessor.mixup.{key} is {mixed}: '
+                    f'set both alike'
+                )
 
     def _make_probe(self) -> None:
         """Published probe, EVA-01/eva/run_class_finetuning.py."""

@@ -2,7 +2,10 @@
 
 import difflib
 import hashlib
+import io
 import os
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,20 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from timm.data import ImageNetInfo
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from torch.utils.data import Dataset
 
 from eva_mm.engine.exact_data import PositionSeeded
-from eva_mm.engine.image_data import ImageDataset, PathList
+from eva_mm.engine.image_data import ImageDataset, Indexed, PathList
 from eva_mm.engine.unreadable import BrokenImageError, ReplacesUnreadable
-from eva_mm.errors import InputError, MissingFileError
+from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
 
 # Class lists that timm ships, by the name that a config gives: WordNet ids, sorted.
 CLASS_LISTS = ('imagenet-1k', 'imagenet-22k')
 _SHOWN = 5
+# Without class names, labels above are taken for a mistake: ImageNet-21K has 21,841 classes.
+_MOST_CLASSES = 100_000
+_HOLDOUT = {'part', 'fraction', 'seed'}
+# Paths that begin with no class folder, or do not tell which: empty, '.' and '..' in between.
+_ROUNDABOUT = re.compile(rb'(?:^|/)\.{0,2}/', re.MULTILINE)
 
 
 def read_classes(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -34,7 +41,7 @@ def read_classes(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
     Raises:
         MissingFileError: neither a known list nor a file.
-        InputError: an empty list, or a name twice.
+        InputError: a file that is no text, an empty list, or a name twice.
     """
     if classes is None:
         return None
@@ -44,7 +51,7 @@ def read_classes(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
         classes = _named_classes(classes)
     names = tuple(str(name) for name in classes)
     if not names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)[:_SHOWN]
         raise InputError(f'{source}: expected class names, each once; found {twice or "none"}')
     return names
 
@@ -59,7 +66,13 @@ def _named_classes(name: str) -> list[str]:
             f'classes={name!r} is neither a file nor one of {", ".join(CLASS_LISTS)}'
             + (f'; {near[0]!r}?' if near else '')
         )
-    return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except OSError as error:
+        raise UnreadableFileError(f'cannot read classes={name}: {error}') from error
+    except UnicodeDecodeError as error:
+        raise InputError(f'classes={name} is no text: expected a class name per line') from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def check_classes(
@@ -70,8 +83,9 @@ def check_classes(
     Raises:
         InputError: names what is missing and what is there besides.
     """
-    missing = [name for name in expected if name not in set(found)] if require_all else []
-    extra = sorted(set(found) - set(expected))
+    found = set(found)
+    missing = [name for name in expected if name not in found] if require_all else []
+    extra = sorted(found - set(expected))
     problems = [
         f'{what} {len(names)} ({", ".join(names[:_SHOWN])}{", ..." if len(names) > _SHOWN else ""})'
         for what, names in (('missing:', missing), ('not among them:', extra))
@@ -80,7 +94,7 @@ def check_classes(
     if problems:
         raise InputError(
             f'{where} should hold {"" if require_all else "some of "}{len(expected)} classes, but '
-            f'holds {len(set(found))}; {"; ".join(problems)}'
+            f'holds {len(found)}; {"; ".join(problems)}'
         )
 
 
@@ -91,7 +105,7 @@ class ClassificationImages(ImageDataset):
     In folders, classes are the folders directly below the root, in sorted order unless
     ``classes`` gives another; images may lie deeper. A file list (see
     :func:`eva_mm.engine.image_data.read_file_list`) has a class number in each line, or paths
-    that begin with a class folder.
+    through a class folder directly below the root. Of several lists, all have labels or none.
 
     Args:
         data_root, ann_file, pipeline, skip_unreadable, test_mode: see
@@ -104,8 +118,10 @@ class ClassificationImages(ImageDataset):
             below the root and the seed alone, so that both parts need no list.
 
     Raises:
-        InputError: images outside of class folders, class folders missing, empty or unknown, or
-            labels out of range; and those of :class:`~eva_mm.engine.image_data.ImageDataset`.
+        InputError: images outside of class folders, class folders missing, empty or unknown,
+            labels out of range or on some of the lists alone, an image with two labels, or listed
+            twice where a part is held out; and those of
+            :class:`~eva_mm.engine.image_data.ImageDataset`.
     """
 
     def __init__(
@@ -122,7 +138,7 @@ class ClassificationImages(ImageDataset):
     ) -> None:
         self._expected = read_classes(classes)
         self._require_all = require_all
-        self._holdout = holdout
+        self._holdout = _check_holdout(holdout)
         super().__init__(data_root, ann_file, pipeline, skip_unreadable, test_mode, metainfo)
         self._metainfo['classes'] = self._classes
 
@@ -131,11 +147,17 @@ class ClassificationImages(ImageDataset):
     ) -> list[PathList]:
         """Find the images and the class of each."""
         lists = super().load_lists(data_root, ann_file)
-        if all(images.labels is not None for images in lists):
+        labelled = [images.labels is not None for images in lists]
+        if any(labelled):
+            _check_all_labelled(lists, labelled, ann_file)
             self._check_labels(lists, ann_file)
+            for images in lists:
+                _check_labelled_once(images)
         else:
             self._label_by_folders(lists, data_root, ann_file)
         if self._holdout is not None:
+            for images in lists:
+                _check_listed_once(images)
             lists = [take_part(images, **self._holdout) for images in lists]
         return lists
 
@@ -156,17 +178,18 @@ class ClassificationImages(ImageDataset):
             images.labels = np.repeat([number[name] for name in names], counts)
 
     def _check_labels(self, lists: Sequence[PathList], ann_file: str | Sequence[str]) -> None:
-        highest = max(int(images.labels.max()) for images in lists)
-        self._classes = self._expected or tuple(str(label) for label in range(highest + 1))
+        limit = len(self._expected) if self._expected else _MOST_CLASSES
         for images in lists:
-            wrong = np.flatnonzero((images.labels < 0) | (images.labels >= len(self._classes)))
+            wrong = np.flatnonzero((images.labels < 0) | (images.labels >= limit))
             if len(wrong):
                 first = int(wrong[0])
                 raise InputError(
-                    f'file list {ann_file}: {images.relative(first)} has label '
-                    f'{images.labels[first]}, expected 0 to {len(self._classes) - 1} '
+                    f'file list {ann_file}: {images.relative(first)}, line {first + 1} (blank ones '
+                    f'not counted), has label {images.labels[first]}, expected 0 to {limit - 1} '
                     f'({len(wrong)} labels are out of range)'
                 )
+        highest = max(int(images.labels.max()) for images in lists)
+        self._classes = self._expected or tuple(str(label) for label in range(highest + 1))
 
     def _check_empty(
         self, data_root: str | Sequence[str], ann_file: Any, found: Collection[str]
@@ -185,15 +208,77 @@ class ClassificationImages(ImageDataset):
                 )
 
 
+def _check_holdout(holdout: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if holdout is not None and not {'part', 'fraction'} <= set(holdout) <= _HOLDOUT:
+        raise InputError(
+            f'holdout takes part, fraction and, if wanted, seed, but has {", ".join(holdout)}'
+        )
+    return holdout
+
+
+def _check_all_labelled(
+    lists: Sequence[PathList], labelled: Sequence[bool], ann_file: str | Sequence[str]
+) -> None:
+    if all(labelled):
+        return
+    files = [ann_file] if isinstance(ann_file, str) else list(ann_file)
+    named = [f'{file} of {i.root}' if file else f'folder {i.root}' for file, i in zip(files, lists)]
+    raise InputError(
+        f'{named[labelled.index(True)]} has labels, {named[labelled.index(False)]} has none: '
+        f'expected all or none; class numbers and class folders do not go together'
+    )
+
+
+def _repeated(images: PathList) -> dict[bytes, list[int]]:
+    """Paths that are listed several times, and where; takes 8 bytes per path, unless there are."""
+    lines = (line[:-1] for line in io.BytesIO(images.names))
+    hashes = np.fromiter(map(hash, lines), np.int64, len(images))
+    values, counts = np.unique(hashes, return_counts=True)
+    suspects = np.flatnonzero(np.isin(hashes, values[counts > 1])) if (counts > 1).any() else []
+    places: dict[bytes, list[int]] = {}
+    for index in suspects:
+        places.setdefault(os.fsencode(images.relative(index)), []).append(int(index))
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def _check_labelled_once(images: PathList) -> None:
+    for name, places in _repeated(images).items():
+        labels = sorted(set(images.labels[places].tolist()))
+        if len(labels) > 1:
+            raise InputError(
+                f'{os.fsdecode(name)} of {images.root} has labels {labels[0]} and {labels[1]}, in '
+                f'lines {places[0] + 1} and {places[1] + 1} or further on (blank ones not '
+                f'counted); expected one'
+            )
+
+
+def _check_listed_once(images: PathList) -> None:
+    if repeated := _repeated(images):
+        name, places = next(iter(repeated.items()))
+        raise InputError(
+            f'{os.fsdecode(name)} of {images.root} is listed {len(places)} times, so that it could '
+            f'be in both parts of holdout; expected once'
+        )
+
+
+def _below_root(images: PathList) -> bytes:
+    """The paths as they lead on from the root, however they are written."""
+    if not _ROUNDABOUT.search(images.names):
+        return images.names
+    root = os.fsencode(os.path.abspath(images.root))
+    paths = (os.path.normpath(os.path.join(root, line)) for line in images.names.splitlines())
+    return b''.join(os.path.relpath(path, root) + b'\n' for path in paths)
+
+
 def _class_folders(images: PathList) -> tuple[list[str], list[int]]:
     """First folder of each path, as runs: names and lengths."""
     names: list[str] = []
     counts: list[int] = []
-    data, begin, last = images.names, 0, None
+    data, begin, last = _below_root(images), 0, None
     while begin < len(data):
         end = data.index(b'\n', begin)
         slash = data.find(b'/', begin, end)
-        if slash < 0:
+        if slash < 0 or data[begin:slash] == b'..':
             raise InputError(
                 f'{images.root}: image {os.fsdecode(data[begin:end])} lies in no class folder and '
                 f'has no label; expected {images.root}/CLASS/IMAGE, or a file list with labels '
@@ -236,13 +321,8 @@ def take_part(images: PathList, part: str, fraction: float, seed: int = 0) -> Pa
     return PathList(images.root, names, images.labels[chosen])
 
 
-class _Indexed(Dataset):
-    def __getitem__(self, index: int) -> Any:
-        return self.prepare_data(index)
-
-
 @DATASETS.register_module()
-class TarImages(PositionSeeded, ReplacesUnreadable, _Indexed):
+class TarImages(PositionSeeded, ReplacesUnreadable, Indexed):
     """Images inside tar files: one file per class, or shards with a folder per class inside.
 
     Read by timm's reader, which scans the files at the start (it keeps what it found beside

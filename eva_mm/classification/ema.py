@@ -76,10 +76,15 @@ class EVAEMAHook(EMAHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Average, if this iteration ended in an update."""
-        if (runner.iter + 1) % runner.optim_wrapper._accumulative_counts == 0:
+        """Average, if this iteration ended in an update: also a last, incomplete accumulation."""
+        done, count = runner.iter + 1, runner.optim_wrapper._accumulative_counts
+        if done % count == 0 or done == runner.max_iters:
             averages, weights = list(self.average.values()), list(self._weights.values())
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
+
+    def swap(self) -> None:
+        """Exchange weights and average in the model."""
+        self._swap_ema_parameters()
 
     def _swap_ema_parameters(self) -> None:
         for name, value in self.average.items():
@@ -107,11 +112,22 @@ class RawAndAveragedValLoop(ValLoop):
     def run(self) -> dict:
         """Launch validation; returns all metrics."""
         self.runner.call_hook('before_val')
-        raw = {f'raw/{name}': value for name, value in self._evaluate().items()}
         self.runner.call_hook('before_val_epoch')  # the average comes in
-        metrics = {**self._evaluate(), **raw}
+        metrics = self._evaluate()
+        raw = self._evaluate_raw() or metrics
+        metrics = {**metrics, **{f'raw/{name}': value for name, value in raw.items()}}
         self.runner.call_hook('after_val_epoch', metrics=metrics)
         self.runner.call_hook('after_val')
+        return metrics
+
+    def _evaluate_raw(self) -> dict | None:
+        """Metrics of the weights under training; None where nothing is averaged."""
+        hook = next((h for h in self.runner.hooks if isinstance(h, EVAEMAHook)), None)
+        if hook is None or not hook.average:
+            return None
+        hook.swap()
+        metrics = self._evaluate()
+        hook.swap()
         return metrics
 
     def _evaluate(self) -> dict:

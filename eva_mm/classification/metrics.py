@@ -20,8 +20,11 @@ class ClassificationMetric(BaseMetric):
     evaluation counts padded images twice: EVA-01/eva/engine_for_finetuning.py.)
 
     Args:
-        topk: the k; those above the number of classes are left out.
+        topk: the k, from 1; those above the number of classes are left out.
         collect_device, prefix: see :class:`mmengine.evaluator.BaseMetric`.
+
+    Raises:
+        InputError: ``topk`` is no sequence of whole numbers from 1.
     """
 
     default_prefix = 'accuracy'
@@ -33,6 +36,8 @@ class ClassificationMetric(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device, prefix)
+        if not isinstance(topk, Sequence) or not all(type(k) is int and k > 0 for k in topk):
+            raise InputError(f'topk should be whole numbers from 1, as (1, 5), got {topk!r}')
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -54,8 +59,7 @@ class ClassificationMetric(BaseMetric):
                 f'labels from {int(labels.min())} to {int(labels.max())} in the data set, but the '
                 f'model has {classes} outputs, 0 to {classes - 1}'
             )
-        order = logits.argsort(dim=1, descending=True, stable=True)
-        ranks = (order == labels[:, None]).int().argmax(dim=1)
+        ranks = class_ranks(logits).gather(1, labels[:, None])[:, 0]
         losses = F.cross_entropy(logits, labels, reduction='none')
         rows = torch.stack((ranks.double(), losses.double()), dim=1).cpu().tolist()
         self.results += [(int(rank), loss, classes) for rank, loss in rows]
@@ -67,6 +71,20 @@ class ClassificationMetric(BaseMetric):
         values = {f'top{k}': 100 * float((ranks < k).double().mean()) for k in kept}
         values['loss'] = float(losses.double().mean())
         return values
+
+
+def class_ranks(logits: torch.Tensor) -> torch.Tensor:
+    """Rank of each class, 0 for the best; of equal ones the first is the better.
+
+    Args:
+        logits: (N, K).
+
+    Returns:
+        int64 (N, K). A class whose logit is not a number has rank K: it is never right.
+    """
+    lowest = logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    order = lowest.argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).masked_fill(logits.isnan(), logits.shape[1])
 
 
 def _label(sample: dict) -> Any:

@@ -12,6 +12,8 @@ from timm.data.constants import OPENAI_CLIP_MEAN
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from eva_mm.errors import InputError
+
 
 @TRANSFORMS.register_module()
 class TimmTransform:
@@ -22,12 +24,21 @@ class TimmTransform:
         is_training: random resized crop, flip and RandAugment, or resize and centre crop.
         interpolation: of all resizing.
         **kwargs: of :func:`timm.data.create_transform`: ``scale``, ``ratio``, ``hflip``,
-            ``auto_augment``, ``color_jitter`` (without RandAugment only), ``crop_pct`` ...
+            ``auto_augment``, ``color_jitter`` (without RandAugment only), ``crop_pct`` ...; not
+            ``re_prob``.
+
+    Raises:
+        InputError: random erasing is asked for, which needs normalised images.
     """
 
     def __init__(
         self, size: int, is_training: bool = False, interpolation: str = 'bicubic', **kwargs: Any
     ):
+        if kwargs.get('re_prob'):
+            raise InputError(
+                f're_prob={kwargs["re_prob"]}: random erasing is not done here, since timm erases '
+                f'after normalisation, which is of whole batches; no published run erases'
+            )
         # The mean fills what RandAugment's rotations and translations uncover.
         kwargs.setdefault('mean', OPENAI_CLIP_MEAN)
         self.transform = create_transform(

@@ -28,7 +28,7 @@ from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, MissingFileError, UnreadableFileError, UsageError
 
 from .datasets import ClassificationImages, check_classes, read_classes
-from .metrics import ClassificationMetric
+from .metrics import ClassificationMetric, class_ranks
 
 # Subsets of ImageNet-1K whose classes timm ships.
 SUBSETS = ('imagenet-a', 'imagenet-r')
@@ -315,8 +315,8 @@ class RealLabelsMetric(ClassificationMetric):
     def _rank(self, sample: dict) -> int:
         """Of the best valid label, from 0; -1 if there is none."""
         valid = self.dataset_meta['real_labels'][os.path.basename(sample['img_path'])]
-        order = sample['logits'].float().argsort(descending=True, stable=True).tolist()
-        return min(map(order.index, valid), default=-1)
+        ranks = class_ranks(sample['logits'].float()[None])[0].tolist()
+        return min((ranks[label] for label in valid), default=-1)
 
     def compute_metrics(self, results: list[tuple[int, float, int]]) -> dict[str, float]:
         """Rank (or -1), loss and number of classes per image -> means."""

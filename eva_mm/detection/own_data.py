@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import pycocotools.mask as mask_utils
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from eva_mm.engine.checkpoint import safe_load
+from eva_mm.engine.own_data import SPLIT_OPTIONS, Option, check_fitted, check_options, check_split
 from eva_mm.engine.processes import on_first_process
 from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, UsageError
@@ -37,6 +37,7 @@ from .own_data_files import (
 )
 
 _ADVICE = 'docs/own_data.md tells of layouts'
+_ORIGIN = 'configs/coco/eva_cascade_finetune.py'
 
 
 class Part(NamedTuple):
@@ -98,16 +99,18 @@ def fit_to_data(
     """
     options = cfg.own_data
     root = _data_root(cfg)
-    _check_options(options)
+    check_options(options, _OPTIONS, _OTHERS)
     if options.get('fitted_to') is not None:
-        _check_fitted(cfg, root, images_per_update, kept, purpose)
+        told = check_fitted(cfg, root, images_per_update, kept, purpose, _ORIGIN)
+        if told:
+            print_log(told, logger='current', level=30)
         return
     read = functools.partial(read_own_data, root, options, Path(cfg.work_dir), purpose)
     data = on_first_process(read)
     if not all(os.path.isfile(part.ann_file) for part in (data.train, data.val)):
         data = read()  # another node, which does not see the work dir of the first process
     if purpose == 'test':
-        _check_split(cfg.get('load_from'), data.split)
+        check_split(cfg.get('load_from'), data.split)
     _set_data(cfg, data, kept)
     _set_model(cfg, data)
     if purpose == 'test':
@@ -119,68 +122,17 @@ def fit_to_data(
     print_log('\n'.join([*_describe(root, data), _schedule(cfg, data)]), logger='current')
 
 
-def _check_fitted(
-    cfg: Config, root: Path, images_per_update: int, kept: Collection[str], purpose: str
-) -> None:
-    """Refuses what would fit a fitted config to something else, and tells of another batch."""
-    anew = 'start from the config that it was made from, as configs/coco/eva_cascade_finetune.py'
-    if os.path.realpath(cfg.own_data.fitted_to) != os.path.realpath(root):
-        raise UsageError(
-            f'data_root={root}: {cfg.filename} is fitted to {cfg.own_data.fitted_to}; for other '
-            f'data {anew}'
-        )
-    late = sorted(key for key in kept if key.split('.')[0] == 'own_data')
-    if late:
-        raise UsageError(
-            f'{", ".join(late)}: {cfg.filename} is fitted to {root} already, so that this would '
-            f'do nothing; leave it out, or {anew}'
-        )
-    length = cfg.get('fitted_length')
-    if purpose == 'test' or length is None or length.images_per_update == images_per_update:
-        return
-    print_log(
-        f'{cfg.filename}: learning rate and schedule are fitted to {length.images_per_update} '
-        f'images per update, now it is {images_per_update}; to have them fitted anew {anew}',
-        logger='current',
-        level=30,
-    )
-    # For who resumes this run.
-    length.images_per_update = images_per_update
-
-
-# Option -> its kind, what it has to be, and a test of it.
-_OPTIONS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
-    'val_fraction': (float, 'a share between 0 and 1', lambda value: 0 < value < 1),
-    'split_seed': (int, 'a whole number', lambda value: True),
-    'epochs': (float, 'above 0', lambda value: value > 0),
-    'min_images': (int, '0 or more', lambda value: value >= 0),
-    'min_iterations': (int, '1 or more', lambda value: value >= 1),
-    'warm_up': (int, '0 or more', lambda value: value >= 0),
-    'num_validations': (int, '1 or more', lambda value: value >= 1),
+_OPTIONS = {
+    **SPLIT_OPTIONS,
+    'epochs': Option(float, 'above 0', lambda value: value > 0),
+    'min_images': Option(int, '0 or more', lambda value: value >= 0),
+    'min_iterations': Option(int, '1 or more', lambda value: value >= 1),
+    'warm_up': Option(int, '0 or more', lambda value: value >= 0),
+    'num_validations': Option(int, '1 or more', lambda value: value >= 1),
 }
-
-
-def _check_options(options: ConfigDict) -> None:
-    """Refuses numbers that would make another training than was meant, or none."""
-    for name, (kind, expected, holds) in _OPTIONS.items():
-        value = options[name]
-        kinds = (int, float) if kind is float else int
-        if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
-            raise UsageError(f'own_data.{name} should be {expected}, but got {value!r}')
-
-
-def _check_split(checkpoint: str | None, split: str | None) -> None:
-    """Refuses to test on images that a checkpoint was trained on, as far as it tells."""
-    if not checkpoint or not os.path.isfile(checkpoint):
-        return
-    meta = safe_load(checkpoint, map_location='cpu', mmap=True).get('meta') or {}
-    trained = (meta.get('fitted_length') or {}).get('split')
-    if trained is not None and split is not None and trained != split:
-        raise UsageError(
-            f'{checkpoint} was trained on another split of the images (digest {trained}, here '
-            f'{split}), so that some of these were trained on: test with the config that the '
-            f'training saved beside it, or with its own_data options and annotation file'
-        )
+_OTHERS = (
+    'train_ann', 'train_images', 'val_ann', 'val_images', 'masks', 'steps', 'fitted_to',
+)  # fmt: skip
 
 
 def _data_root(cfg: Config) -> Path:

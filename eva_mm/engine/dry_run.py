@@ -165,7 +165,7 @@ def describe_parameters(report: Report, model: nn.Module) -> None:
             rows.append((label, f'{sum(p.numel() for p in params):,}', f'{trainable:,}'))
     report.table(rows)
     frozen = sorted(
-        {n.rpartition('.')[0] for n, p in model.named_parameters() if not p.requires_grad}
+        {n.rpartition('.')[0] or n for n, p in model.named_parameters() if not p.requires_grad}
     )
     if frozen:
         shown = ', '.join(frozen[:6]) + (f' and {len(frozen) - 6} more' if len(frozen) > 6 else '')
@@ -239,7 +239,8 @@ def _read_dataset(report: Report, part: str, dataset_cfg: Mapping) -> int | None
         report.lack(f'{part} data that can be read ({type(error).__name__}: {error})')
         return None
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
-    report.line(f'{part}: {size:,} samples, {len(classes)} classes')
+    told = f', {len(classes)} classes' if classes else ''
+    report.line(f'{part}: {size:,} samples{told}')
     absent = [path for path in paths if isinstance(path, str) and not _exists(path)]
     if absent:
         report.lack(f'images: {len(absent)} of {len(paths)} sampled, such as {absent[0]} ({part})')

@@ -9,9 +9,11 @@ and two with batch 2 see the same four samples, augmented alike.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -138,7 +140,7 @@ class ExactInfiniteSampler(Sampler):
     def skip(self, num_samples: int) -> None:
         """Let the next iterator start at an absolute place: what mmengine calls on resuming.
 
-        Cheap: orders of whole epochs are redrawn, no data is read.
+        Cheap: no order of an epoch that is over is drawn, no data is read.
 
         Args:
             num_samples: indices that this process has been given since the start of training.
@@ -150,9 +152,31 @@ class ExactInfiniteSampler(Sampler):
             raise ValueError(f'num_samples must not be negative, got {num_samples}')
         self._start = num_samples
 
-    def _epochs(self) -> Iterator[torch.Tensor]:
+    def _epochs(self) -> Iterator[Sequence[int] | torch.Tensor]:
         """Order of the samples in each epoch, one after another."""
-        generator = torch.Generator().manual_seed(self.seed)
         size = len(self.dataset)
-        while True:
-            yield torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size)
+        for epoch in itertools.count():
+            yield _Permutation(size, self.seed, epoch) if self.shuffle else range(size)
+
+
+class _Permutation:
+    """A random order of an epoch, drawn when it is first asked for.
+
+    Of tens of millions of images it takes seconds, and a resumed run passes over many epochs.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, place: int) -> int:
+        return int(self._order[place])
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        # No key of `seed_generators` begins with 0.
+        word = np.random.SeedSequence((0, self.seed, self.epoch)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
+        return torch.randperm(self.size, generator=generator)

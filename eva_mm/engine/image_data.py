@@ -29,6 +29,11 @@ from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 _SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 _LABEL = re.compile(rb'[\t ]+(-?\d+)$', re.MULTILINE)
+# An image's name, and behind it what is no label as expected, such as `,1` or ` 1.0`.
+_ODD_LABEL = re.compile(
+    rb'\.(?:' + b'|'.join(s[1:] for s in _SUFFIXES) + rb')[\t ,;:|]+([^\t ,;:|\n]+)$',
+    re.MULTILINE | re.IGNORECASE,
+)
 _TRAILING = re.compile(rb'[ \t\r]+$', re.MULTILINE)
 _TOLD_EVERY = 1_000_000
 _MAX_TRIES = 100  # substitutes for one unreadable image
@@ -143,8 +148,8 @@ def read_file_list(path: str | os.PathLike, root: str | os.PathLike) -> PathList
 
     Raises:
         MissingFileError, UnreadableFileError: the list is not there or cannot be read.
-        InputError: it is empty, no text, or some lines have labels and others not; names the
-            first such line.
+        InputError: it is empty, no text, some lines have labels and others not, or a label is no
+            whole number of 64 bits at most; names the first such line.
     """
     path = os.fspath(path)
     try:
@@ -159,7 +164,9 @@ def read_file_list(path: str | os.PathLike, root: str | os.PathLike) -> PathList
     data = _tidy(data)
     if not data:
         raise InputError(f'file list is empty: {path}')
-    return PathList(os.fspath(root), *_split_labels(data, path))
+    names, labels = _split_labels(data, path)
+    _refuse_odd_labels(names, path)
+    return PathList(os.fspath(root), names, labels)
 
 
 def _tidy(data: bytes) -> bytes:
@@ -172,7 +179,10 @@ def _tidy(data: bytes) -> bytes:
 def _split_labels(data: bytes, path: str) -> tuple[bytes, np.ndarray | None]:
     """Paths and labels of a tidied list."""
     lines = data.count(b'\n')
-    labels = np.fromiter((int(match[1]) for match in _LABEL.finditer(data)), np.int64)
+    try:
+        labels = np.fromiter((int(match[1]) for match in _LABEL.finditer(data)), np.int64)
+    except OverflowError as error:
+        raise _too_large(data, path) from error
     if not len(labels):
         return data, None
     if len(labels) != lines:
@@ -186,6 +196,30 @@ def _split_labels(data: bytes, path: str) -> tuple[bytes, np.ndarray | None]:
             f'{os.fsdecode(text)[:80]!r}'
         )
     return _LABEL.sub(b'', data), labels
+
+
+def _too_large(data: bytes, path: str) -> InputError:
+    limits = np.iinfo(np.int64)
+    labels = (int(match[1]) for match in _LABEL.finditer(data))
+    row, label = next(
+        (row, x) for row, x in enumerate(labels, 1) if not limits.min <= x <= limits.max
+    )
+    return InputError(
+        f'file list {path}: label {label} in line {row} (blank ones and those without a label not '
+        f'counted) is too large'
+    )
+
+
+def _refuse_odd_labels(names: bytes, path: str) -> None:
+    """What looks like a label in another form would else be taken for a part of the path."""
+    for match in _ODD_LABEL.finditer(names):
+        if not match[1].lower().endswith(_SUFFIXES):
+            row = names.count(b'\n', 0, match.start()) + 1
+            line = names[names.rfind(b'\n', 0, match.start()) + 1 : match.end()]
+            raise InputError(
+                f'file list {path}, line {row} (blank ones not counted): expected a path, or a '
+                f'path, a space or tab and a whole number, found {os.fsdecode(line)[:80]!r}'
+            )
 
 
 def write_file_list(images: PathList, path: str | os.PathLike) -> None:
@@ -215,14 +249,14 @@ def open_rgb(path: str) -> Image.Image:
         ) from error
 
 
-class _Indexed(Dataset):
+class Indexed(Dataset):
     """A data set that prepares samples by their index."""
 
     def __getitem__(self, index: int) -> Any:
         return self.prepare_data(index)
 
 
-class ImageDataset(PositionSeeded, ReplacesUnreadable, _Indexed):
+class ImageDataset(PositionSeeded, ReplacesUnreadable, Indexed):
     """Images of one or several folders, each opened as RGB and passed through a pipeline.
 
     The pipeline starts with ``dict(image=<PIL image, RGB>, img_path=<str>)`` and ``label=<int>``

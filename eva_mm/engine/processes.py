@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, get_rank, init_dist
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, init_dist
 from mmengine.utils.dl_utils import set_multi_processing
 
 from eva_mm.errors import InputError, UsageError
@@ -21,6 +23,8 @@ _ENVIRONMENT = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
 }
+
+_LAG = 5.0  # seconds until a new file is seen through any shared file system
 
 
 def told_rank(launcher: str) -> int:
@@ -84,6 +88,44 @@ def on_first_process(work: Callable[[], Any]) -> Any:
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+def check_shared(folder: str, what: str) -> None:
+    """Make sure that all processes mean the same folder; all of them call this.
+
+    Args:
+        folder: the first process can write to it.
+        what: is in it, for the error.
+
+    Raises:
+        InputError: in every process, when some do not see what the first writes.
+    """
+    # A name of its own: a folder of the same name may well lie on each machine's own disk.
+    mark = os.path.join(folder, on_first_process(lambda: _make_mark(folder)))
+    seen = all_gather_object(_appears(mark))
+    on_first_process(lambda: os.remove(mark))
+    if not all(seen):
+        blind = ', '.join(str(rank) for rank, there in enumerate(seen) if not there)
+        raise InputError(
+            f'{what} needs a folder that all machines share, but in {folder} processes {blind} do '
+            f'not see what process 0 writes'
+        )
+
+
+def _make_mark(folder: str) -> str:
+    handle, path = tempfile.mkstemp(prefix='.shared_', dir=folder)
+    os.close(handle)
+    return os.path.basename(path)
+
+
+def _appears(path: str) -> bool:
+    """Whether a file is there, or comes within :data:`_LAG`."""
+    until = time.monotonic() + _LAG
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def leave_process_group() -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.fileio import get_file_backend
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.logging import print_log
 
 from eva_mm.errors import InputError
-from eva_mm.zoo.sharded import STATE_FILE, is_sharded
+from eva_mm.zoo.sharded import STATE_FILE, check_whole, is_sharded
 
 from .checkpoint import safe_load
+from .saving import put_all_back, put_back
 
 # What a checkpoint of a run holds beside its weights; weights alone cannot be resumed.
 _STATE = ('meta', 'message_hub', 'optimizer')
@@ -35,7 +36,7 @@ def read_state(path: str, backend_args: dict | None = None) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: it is cut off, or holds no state of a run.
+        InputError: it, or a file in the folder, is cut off, or it holds no state of a run.
     """
     if '://' in path:
         content = get_file_backend(path, backend_args=backend_args).get(path)
@@ -44,7 +45,11 @@ def read_state(path: str, backend_args: dict | None = None) -> dict:
         except InputError as error:
             raise InputError(f'{path}: {error}') from error
     else:
-        file = str(Path(path, STATE_FILE)) if is_sharded(path) else path
+        put_back(path.rstrip(os.sep))
+        file = path
+        if is_sharded(path):
+            check_whole(path)
+            file = str(Path(path, STATE_FILE))
         checkpoint = safe_load(file, map_location='cpu', mmap=True)
     absent = [key for key in _STATE if key not in checkpoint]
     if absent or 'iter' not in checkpoint['meta']:
@@ -80,15 +85,21 @@ def saved_checkpoints(cfg: Config) -> list[str]:
 
 def _files_beside_checkpoints(cfg: Config, hook: ConfigDict) -> list[str]:
     """Paths of what may be checkpoints in the folder that CheckpointHook writes to."""
-    folder, backend_args = str(cfg.work_dir), hook.get('backend_args')
-    backend = get_file_backend(hook.get('out_dir') or folder, backend_args=backend_args)
-    if hook.get('out_dir') and str(hook.out_dir) != folder:
-        folder = backend.join_path(hook.out_dir, os.path.basename(folder.rstrip(os.sep)))
+    folder, backend = _folder(cfg, hook)
     if not backend.isdir(folder):
         return []
     sharded = cfg.get('runner_type') == 'ShardedRunner'  # it saves folders
     names = backend.list_dir_or_file(folder, list_dir=sharded, recursive=False)
     return [backend.join_path(folder, name) for name in names]
+
+
+def _folder(cfg: Config, hook: ConfigDict) -> tuple[str, Any]:
+    """Folder that CheckpointHook writes to, and mmengine's backend for it."""
+    folder, backend_args = str(cfg.work_dir), hook.get('backend_args')
+    backend = get_file_backend(hook.get('out_dir') or folder, backend_args=backend_args)
+    if hook.get('out_dir') and str(hook.out_dir) != folder:
+        folder = backend.join_path(hook.out_dir, os.path.basename(folder.rstrip(os.sep)))
+    return folder, backend
 
 
 def _saving(cfg: Config) -> ConfigDict:
@@ -121,6 +132,9 @@ def newest_readable(cfg: Config) -> tuple[str, dict] | None:
         InputError: there are some, and none can be read.
     """
     broken = []
+    folder, backend = _folder(cfg, _saving(cfg))
+    if isinstance(backend, LocalBackend):
+        put_all_back(folder)
     for path in saved_checkpoints(cfg):
         try:
             meta = read_state(path, _saving(cfg).get('backend_args'))

@@ -21,6 +21,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch.utils._pytree import tree_leaves
 
 TEMPORARY = '.tmp'  # ending of a file that is being written
+OLD = f'.old{TEMPORARY}'  # of a folder that makes room for another of its name
 
 _save_elsewhere = mmengine_checkpoint.save_checkpoint
 
@@ -58,6 +59,40 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
             os.remove(temporary)
         raise
     flush_folder(folder)
+
+
+def put_in_place(temporary: str, folder: str) -> None:
+    """Give a complete folder its name; one of that name makes room first.
+
+    Folders cannot be exchanged in one step: after a kill in between, :func:`put_back` has to be
+    called before the name is looked for.
+    """
+    old = folder + OLD
+    flush_folder(temporary)
+    if os.path.exists(folder):
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        put_back(folder)
+        raise
+    flush_folder(os.path.dirname(os.path.abspath(folder)))
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(folder: str) -> None:
+    """Undo a :func:`put_in_place` that was killed before the name was given anew."""
+    if os.path.isdir(folder + OLD) and not os.path.exists(folder):
+        os.replace(folder + OLD, folder)
+
+
+def put_all_back(parent: str) -> None:
+    """Do :func:`put_back` for every folder in ``parent``, which may be absent."""
+    if os.path.isdir(parent):
+        for name in os.listdir(parent):
+            if name.endswith(OLD):
+                put_back(os.path.join(parent, name.removesuffix(OLD)))
 
 
 def flush_folder(folder: str) -> None:

@@ -8,7 +8,6 @@ weights are put together while it runs.
 from __future__ import annotations
 
 import os
-import pathlib
 import shutil
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch._dynamo
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.dist import get_rank
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseTTAModel
 from mmengine.optim import OptimWrapper
@@ -40,8 +40,8 @@ from eva_mm.zoo.sharded import (
 
 from .checkpoint import safe_load
 from .memory import nbytes
-from .processes import on_first_process
-from .saving import TEMPORARY, flush_folder
+from .processes import check_shared, on_first_process
+from .saving import TEMPORARY, put_in_place
 from .strict_loading import CheckpointMismatchError, Mismatch
 
 STRATEGIES = ('ddp', 'fsdp')
@@ -70,6 +70,9 @@ def set_strategy(cfg: Config, strategy: str | None) -> None:
         raise UsageError(f'--strategy takes {" or ".join(STRATEGIES)}, not {strategy}')
     if strategy == 'ddp' and is_sharded_run(cfg):
         cfg.pop('runner_type')
+        hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        if hook.get('filename_tmpl'):
+            hook.filename_tmpl = hook.filename_tmpl.removesuffix('.pth') + '.pth'  # a file again
     if strategy == 'fsdp':
         if cfg.get('runner_type', 'Runner') not in ('Runner', _RUNNER):
             raise UsageError(
@@ -217,7 +220,12 @@ class ShardedRunner(Runner):
             block.forward = torch.compile(block.forward, **({} if options is True else options))
 
     def train(self) -> nn.Module:
-        """Train; then save the whole weights as one file."""
+        """Train; then save the whole weights as one file.
+
+        Raises:
+            InputError: the work dir is not shared by all processes.
+        """
+        check_shared(self.work_dir, 'the work dir of --strategy fsdp')
         model = super().train()
         for hook in self.hooks:
             if isinstance(hook, CheckpointHook) and '{}' in (hook.filename_tmpl or ''):
@@ -254,7 +262,8 @@ class ShardedRunner(Runner):
             backend_args: has to be None.
 
         Raises:
-            OSError: it could not be written; what was there before is untouched.
+            OSError, InputError: it could not be written, or not all processes see the folder; what
+                was there before is untouched.
         """
         if file_client_args or backend_args or '://' in str(out_dir):
             raise UsageError(f'--strategy fsdp saves on file systems only, not in {out_dir}')
@@ -272,6 +281,17 @@ class ShardedRunner(Runner):
         """Write a folder under a temporary name, then rename it."""
         temporary = folder + TEMPORARY
         on_first_process(lambda: _make_empty(temporary))
+        try:
+            check_shared(temporary, 'a checkpoint of --strategy fsdp')
+            self._fill_folder(temporary, save_optimizer, options)
+            on_first_process(lambda: put_in_place(temporary, folder))
+        except Exception:  # the same in all processes
+            if get_rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _fill_folder(self, folder: str, save_optimizer: bool, options: dict) -> None:
+        """Write tensors and state into an empty folder."""
         tensors = self._model_tensors()
         extra: dict[str, Any] = dict(state_dict={})
         if save_optimizer:
@@ -279,17 +299,24 @@ class ShardedRunner(Runner):
             moments, rest = _split_state(state.pop('state'))
             tensors |= moments
             extra['optimizer'] = {**state, 'state': rest}
-        _write_shards(temporary, tensors)
-        self._save_state(temporary, STATE_FILE, extra, **options)
-        on_first_process(lambda: _put_in_place(temporary, folder))
+        _write_shards(folder, tensors)
+        self._save_state(folder, STATE_FILE, extra, **options)
 
     def _save_state(self, out_dir: str, name: str, extra: dict, **options: Any) -> None:
-        """Let the plain Runner save what it saves, in the first process, with `extra` put in."""
-        self._extra = extra
-        try:
-            super().save_checkpoint(out_dir, name, save_optimizer=False, **options)
-        finally:
-            self._extra = {}
+        """Let the plain Runner save what it saves, in the first process, with `extra` put in.
+
+        All processes hear of a failure: the others would wait for the first in their next step.
+        """
+        save = super().save_checkpoint
+
+        def save_with_extra() -> None:
+            self._extra = extra
+            try:
+                save(out_dir, name, save_optimizer=False, **options)
+            finally:
+                self._extra = {}
+
+        on_first_process(save_with_extra)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; those that change a checkpoint see it complete."""
@@ -421,7 +448,6 @@ def _write_shards(folder: str, tensors: dict[str, Tensor]) -> None:
         with no_group_is_fine():
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
     except (Exception, dcp.CheckpointException) as error:  # of any process; all are told
-        shutil.rmtree(folder, ignore_errors=True)
         raise OSError(
             f'checkpoint {folder.removesuffix(TEMPORARY)} could not be written: '
             f'{reason(error)}. '
@@ -432,14 +458,3 @@ def _write_shards(folder: str, tensors: dict[str, Tensor]) -> None:
 def _make_empty(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-
-
-def _put_in_place(temporary: str, folder: str) -> None:
-    """Rename a complete folder; one of that name, of a run that went back, makes room first."""
-    old = f'{folder}.old{TEMPORARY}'
-    flush_folder(temporary)
-    if pathlib.Path(folder).exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    flush_folder(os.path.dirname(os.path.abspath(folder)))
-    shutil.rmtree(old, ignore_errors=True)

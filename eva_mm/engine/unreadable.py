@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,8 @@ from mmengine.logging import print_log
 from eva_mm.errors import UnreadableFileError
 
 _MAX_WORKERS = 256  # of a DataLoader; more share their counts
+# The machine is to blame, not the image: the next one would not be read either.
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class BrokenImageError(UnreadableFileError):
@@ -56,17 +59,30 @@ class ReplacesUnreadable:
 
         Raises:
             UnreadableFileError: none of them can be read; tells how many there were, and why
-                the last one cannot.
+                the last one cannot. Or the machine is out of memory or of open files.
         """
         tried, last = 0, None
         for candidate in candidates:
             try:
                 return load(candidate)
             except UnreadableFileError as error:
+                if _of_the_machine(error):
+                    raise
                 worker = torch.utils.data.get_worker_info()
                 self._replaced[worker.id % _MAX_WORKERS if worker else 0] += 1
-                print_log(f'{error}; {next_one} replaces it', 'current', logging.WARNING)
+                text = printable(f'{error}; {next_one} replaces it')
+                print_log(text, 'current', logging.WARNING)
                 tried, last = tried + 1, error
         raise UnreadableFileError(
-            f'none of the {tried} images of {source} can be read; the last: {last}'
+            printable(f'none of the {tried} images of {source} can be read; the last: {last}')
         )
+
+
+def printable(text: str) -> str:
+    r"""Text with bytes of file names that are no UTF-8 as ``\udcff``: log files refuse them."""
+    return text.encode(errors='backslashreplace').decode()
+
+
+def _of_the_machine(error: UnreadableFileError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, MemoryError) or getattr(cause, 'errno', None) in _OF_THE_MACHINE

@@ -20,6 +20,8 @@ from torch import Tensor
 from eva_mm.engine.saving import save_checkpoint
 from eva_mm.errors import InputError
 
+from .teacher import CLIPTeacher
+
 # Similarities held at a time, in numbers: 256 MiB.
 _CHUNK = 2**26
 
@@ -78,24 +80,23 @@ def _nearest(units: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def patch_features(
-    cfg: Config, num_images: int, patches_per_image: int, device: torch.device | str
+    cfg: Config, teacher: CLIPTeacher, num_images: int, patches_per_image: int
 ) -> Iterator[Tensor]:
     """Teacher features of some patches of a config's training images, batch by batch.
 
     Args:
-        cfg: of pretraining; its training data loader, preprocessor and teacher are used.
+        cfg: of pretraining; its training data loader and preprocessor are used.
+        teacher: with its weights.
         num_images: in all.
         patches_per_image: drawn at random from each.
-        device: of the teacher.
 
     Yields:
-        (B * patches_per_image, D) float32, on the device.
+        (B * patches_per_image, D) float32, on the device of the teacher.
     """
     torch.manual_seed(0)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    device = next(teacher.parameters()).device
     preprocessor = MODELS.build(cfg.model.data_preprocessor).to(device)
-    teacher = MODELS.build(cfg.model.teacher)
-    teacher.load(device)
     seen = 0
     for batch in loader:
         batch = preprocessor(batch)
@@ -145,7 +146,9 @@ def build_codebook(
         )
     if os.path.isdir(out):
         raise InputError(f'--out {out} is a folder, expected a file name')
-    parts = patch_features(cfg, num_images, patches_per_image, device)
+    teacher = MODELS.build(cfg.model.teacher)
+    teacher.load(device)
+    parts = patch_features(cfg, teacher, num_images, patches_per_image)
     features = torch.cat([part.half() for part in parts])  # half the memory, for what is a start
     print_log(f'{len(features):,} features of {features.shape[1]}: {num_codes} codes', 'current')
     book = spherical_kmeans(features, num_codes, iterations)
@@ -153,8 +156,9 @@ def build_codebook(
         codes=book.codes.cpu(),
         counts=book.counts.cpu(),
         meta=dict(
-            teacher=str(cfg.model.teacher.get('model', 'ViT-L-14')),
-            weights=str(cfg.model.teacher.get('weights', 'openai')),
+            teacher=teacher.name,
+            weights=str(teacher.weights),
+            teacher_digest=teacher.digest(),
             num_features=len(features),
             similarity=book.similarity,
         ),

@@ -3,7 +3,7 @@
 A frozen teacher gives the same features for the same view of an image. Where the data set has
 ``num_views``, epochs repeat after so many, and from then on the teacher need not run:
 ``custom_hooks = [dict(type='FeatureCacheHook', folder='/local_disk/features')]``. Features are kept
-in fp16, N * D * 2 bytes per view: 192 KiB for 14 x 14 patches of 512, 384 KiB for EVA-g's.
+in fp16, N * D * 2 bytes per view: 196 KiB for 14 x 14 patches of 512, 384 KiB for EVA-g's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +22,14 @@ from filelock import FileLock
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from torch import Tensor
 
 from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, UnreadableFileError
 
+from .masking import Masking
 from .teacher import CLIPTeacher
 
 _FEATURES, _CHECKSUMS, _META = 'features.f16', 'checksums.u32', 'meta.json'
@@ -74,6 +76,12 @@ class FeatureCache:
                 self._create(meta)
         self._features = os.open(self._path(_FEATURES), os.O_RDWR)
         self._checksums = os.open(self._path(_CHECKSUMS), os.O_RDWR)
+        # Also when the cache is dropped, as by a training that fails.
+        self._closing = weakref.finalize(self, _close, self._features, self._checksums)
+
+    def close(self) -> None:
+        """Close the files; the cache cannot be used any more."""
+        self._closing()
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -110,7 +118,7 @@ class FeatureCache:
         """Rows of some slots.
 
         Args:
-            slots: (B,) int64.
+            slots: (B,) int64; -1 has no row.
 
         Returns:
             (B, N, D) float16, and which of them are there, (B,) bool; the others are zero.
@@ -118,7 +126,7 @@ class FeatureCache:
         Raises:
             InputError: a slot beyond the cache.
         """
-        if len(slots) and not 0 <= slots.min() <= slots.max() < self.num_slots:
+        if len(slots) and not -1 <= slots.min() <= slots.max() < self.num_slots:
             raise InputError(
                 f'cache_slot {slots.min()} ... {slots.max()} is beyond the {self.num_slots} slots '
                 f'of {self.folder}'
@@ -126,6 +134,8 @@ class FeatureCache:
         rows = np.zeros((len(slots), *self.shape), np.float16)
         known = np.zeros(len(slots), bool)
         for index, slot in enumerate(slots.tolist()):
+            if slot == -1:
+                continue
             checksum = int.from_bytes(os.pread(self._checksums, 4, 4 * slot), 'little')
             if checksum == 0:
                 continue
@@ -153,28 +163,38 @@ class FeatureCache:
         """Features of a batch, from disk where they are known, else from the teacher.
 
         Args:
-            cache_slot: (B,) int64.
+            cache_slot: (B,) int64; -1 is neither looked for nor kept.
             image: (B, 3, H, W) for the teacher, on its device.
             teacher: asked for what is missing, which is then kept.
 
         Returns:
             (B, N, D) float32 on the device of the images. Rounded to fp16 even when fresh, so that
-            a run does not depend on what was kept before.
+            a run does not depend on what was kept before; features beyond the range of fp16 are
+            neither rounded nor kept.
         """
         slots = cache_slot.cpu().numpy()
         rows, known = self.read(slots)
+        features = torch.from_numpy(rows).to(image.device).float()
         if known.all():
-            return torch.from_numpy(rows).to(image.device).float()
-        missing = torch.from_numpy(np.flatnonzero(~known))
-        fresh = teacher(image[missing.to(image.device)]).half()
-        rows[~known] = fresh.cpu().numpy()
-        self.write(slots[~known], rows[~known])
-        return torch.from_numpy(rows).to(image.device).float()
+            return features
+        missing = torch.from_numpy(np.flatnonzero(~known)).to(image.device)
+        fresh = teacher(image[missing]).float()
+        rounded = fresh.half()
+        fits = rounded.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        features[missing] = torch.where(fits, rounded.float(), fresh)
+        kept = fits.flatten().cpu().numpy() & (slots[~known] >= 0)
+        self.write(slots[~known][kept], rounded.cpu().numpy()[kept])
+        return features
 
 
 def _checksum(data: bytes) -> int:
     """CRC-32, never 0, which is what an empty slot has."""
     return zlib.crc32(data) or 1
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -188,7 +208,8 @@ class FeatureCacheHook(Hook):
     """Lets a student of :mod:`eva_mm.pretraining` keep its teacher's features in training.
 
     Needs a data set with ``num_views``, whose samples carry ``cache_slot``. What is kept depends on
-    teacher, images, transforms and seed: set ``randomness.seed``, so that another run can use it.
+    teacher, its precision, images, their normalisation, transforms (but for masks) and seed: set
+    ``randomness.seed``, so that another run can use it.
 
     Args:
         folder: on a disk of this machine; see :class:`FeatureCache`.
@@ -217,9 +238,11 @@ class FeatureCacheHook(Hook):
         pipeline = runner.cfg.train_dataloader.dataset.pipeline
         identity = dict(
             teacher=teacher.digest(),
+            precision=_precision(runner),
             images=dataset.digest(),
+            normalisation=_normalisation(model.data_preprocessor),
             num_views=dataset.num_views,
-            transforms=str([_plain(transform) for transform in pipeline]),
+            transforms=str([_plain(step) for step in pipeline if not _is_mask(step)]),
             seed=getattr(runner.train_dataloader.sampler, 'seed', None),
         )
         shape = (teacher.grid[0] * teacher.grid[1], teacher.feature_dim)
@@ -228,7 +251,31 @@ class FeatureCacheHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Close it."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.feature_cache.close()
         model.feature_cache = None
+
+
+def _precision(runner: Runner) -> str:
+    """Type that the optimizer wrapper's autocast computes in."""
+    device = next(runner.model.parameters()).device.type
+    with runner.optim_wrapper.optim_context(runner.model):
+        if torch.is_autocast_enabled(device):
+            return str(torch.get_autocast_dtype(device)).removeprefix('torch.')
+    return 'float32'
+
+
+def _normalisation(preprocessor: Any) -> dict[str, Any]:
+    """Kind of the preprocessor, and its mean and standard deviation."""
+    numbers = {name: getattr(preprocessor, name, torch.empty(0)) for name in ('mean', 'std')}
+    values = {name: value.flatten().tolist() for name, value in numbers.items()}
+    return dict(type=type(preprocessor).__name__, **values)
+
+
+def _is_mask(transform: Mapping) -> bool:
+    """Whether the teacher does not see what a transform does."""
+    kind = transform['type']
+    kind = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(kind, type) and issubclass(kind, Masking)
 
 
 def _plain(transform: Mapping) -> list[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,23 @@ _HIDDEN = 0.5  # grey of hidden patches
 _PERCENTILES = (1, 99)  # of a principal component, drawn as 0 and 1
 
 
-def open_model(name: str, device: torch.device | str = 'cpu') -> tuple[nn.Module, Config]:
+def open_model(
+    name: str,
+    device: torch.device | str = 'cpu',
+    cfg_options: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Config]:
     """A model with its weights in evaluation mode, and its config.
 
     Args:
         name: a published name, or ``CONFIG:CHECKPOINT``.
         device: where to put it.
+        cfg_options: dotted key -> value, merged into the config.
 
     Raises:
         UsageError, InputError: see :func:`eva_mm.engine.inference.choose_model`.
     """
     choice = choose_model(name)
-    cfg = load_config(choice.config)
+    cfg = load_config(choice.config, cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     load_checkpoint(model, choice.checkpoint, map_location='cpu')
@@ -133,6 +138,7 @@ def draw_features(
     out: str | os.PathLike,
     size: int | None = None,
     device: str = 'cpu',
+    cfg_options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Draw photos beside the principal components of their patch features.
 
@@ -142,11 +148,12 @@ def draw_features(
         out: PNG to write.
         size: see :func:`patch_features`.
         device: where to compute.
+        cfg_options: see :func:`open_model`.
 
     Returns:
         The file.
     """
-    network, _ = open_model(model, device)
+    network, _ = open_model(model, device, cfg_options)
     images = [open_rgb(os.fspath(path)) for path in paths]
     colours = principal_colours([patch_features(network, image, size) for image in images])
     if colours[0].shape[-1] < 3:
@@ -218,6 +225,7 @@ def draw_masked(
     out: str | os.PathLike,
     seed: int = 0,
     device: str = 'cpu',
+    cfg_options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Draw photos, what the student sees of them, and how well it predicts the rest.
 
@@ -227,6 +235,7 @@ def draw_masked(
         out: PNG to write.
         seed: of the masks.
         device: where to compute.
+        cfg_options: see :func:`open_model`.
 
     Returns:
         The file.
@@ -234,7 +243,7 @@ def draw_masked(
     Raises:
         UsageError: the model is none of masked pretraining.
     """
-    network, cfg = open_model(model, device)
+    network, cfg = open_model(model, device, cfg_options)
     if not isinstance(network, PretrainingModel):
         raise UsageError(
             f'--model {model}: {type(network).__name__} is no model of masked pretraining'

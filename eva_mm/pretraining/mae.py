@@ -104,12 +104,13 @@ class EVAMAE(PretrainingModel):
 
     @torch.no_grad()
     def _reset(self) -> None:
-        """Published initialisation: Xavier, positions of sines, tokens N(0, 0.02)."""
+        """Published initialisation: Xavier, biases 0, positions of sines, tokens N(0, 0.02)."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 # A convolution as the matrix that it is on patches.
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for table in (self.pos_embed, self.decoder_pos_embed):
             table.copy_(sincos_pos_embed(table.shape[-1], self.pos_embed_grid))
         for token in (self.cls_token, self.mask_token):

@@ -19,8 +19,15 @@ def _grid(grid_size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+class Masking:
+    """Base of transforms that add to a sample what is hidden of it, whatever it shows.
+
+    Data sets whose views repeat call them apart from the rest, so that masks do not repeat.
+    """
+
+
 @TRANSFORMS.register_module()
-class BlockMask:
+class BlockMask(Masking):
     """Adds ``mask``, bool (height * width,): rectangles of random place, size and shape.
 
     Blocks are laid until ``num_masked`` cells are set or a block finds no place, so there can be
@@ -112,7 +119,7 @@ class BlockMask:
 
 
 @TRANSFORMS.register_module()
-class AlternatingMask:
+class AlternatingMask(Masking):
     """Adds ``mask``, bool (height * width,): every other patch from the first on, always the same.
 
     The published validation's: EVA-01/eva/engine_for_pretraining.py (``evaluate_pt``).
@@ -132,7 +139,7 @@ class AlternatingMask:
 
 
 @TRANSFORMS.register_module()
-class MaskNoise:
+class MaskNoise(Masking):
     """Adds ``noise``, float32 (height * width,) uniform in [0, 1), by whose order a model masks.
 
     Drawn with the data, so that masks depend on seed and position alone, whatever the model does

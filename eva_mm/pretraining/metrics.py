@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from mmengine.dist import get_dist_info
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
-from torch import Tensor
+
+from eva_mm.errors import InputError
 
 
 @METRICS.register_module()
@@ -23,31 +25,73 @@ class MIMLossMetric(BaseMetric):
     - classification: ``constant_loss``, the entropy in nats of how often each code occurs; and
       ``accuracy``.
 
-    Where images are scored at different numbers of patches, those two are over patches.
+    Where images are scored at different numbers of patches, those two are over patches. Processes
+    tell each other sums, not images; they take every n-th image, as mmengine's samplers deal them.
     """
 
     default_prefix = 'pretrain'
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._num_seen = 0
+        # Not yet in the sums: samplers repeat images so that each process has as many, which is
+        # one at most and the last.
+        self._last: dict[str, Any] | None = None
+
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep what the model's target says of each image."""
+        """Add up what the model's target says of each image.
+
+        Raises:
+            InputError: an image has no patch that is scored.
+        """
         for sample in data_samples:
-            # Arrays are smaller than tensors when processes tell each other.
-            self.results.append(
-                {k: v.numpy() if isinstance(v, Tensor) else v for k, v in sample.items()}
-            )
+            if sample['num_patches'] == 0:
+                raise InputError('an image of the batch has no hidden patch: nothing to score')
+            if self._last is not None:
+                _add(self._sums, _terms(self._last))
+            self._last = sample
+            self._num_seen += 1
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Metrics of the ``size`` images of the data set, each counted once."""
+        rank, world_size = get_dist_info()
+        if self._last is not None and (self._num_seen - 1) * world_size + rank < size:
+            _add(self._sums, _terms(self._last))
+        self.results = [self._sums]
+        self._begin()
+        return super().evaluate(world_size)
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """Means over all images, each counted once."""
-        metrics = dict(loss=float(np.mean([r['loss'] for r in results])))
-        patches = sum(r['num_patches'] for r in results)
-        if 'feature_sum' in results[0]:
-            mean = np.sum([r['feature_sum'].astype(np.float64) for r in results], axis=0) / patches
-            metrics['mean_feature_loss'] = -float(np.linalg.norm(mean))
-        if 'codes' in results[0]:
-            counts = np.bincount(
-                np.concatenate([r['codes'] for r in results]), minlength=results[0]['num_codes']
-            )
-            shares = counts[counts > 0] / patches
+        """Metrics of the sums of all processes."""
+        sums: dict[str, Any] = {}
+        for part in results:
+            _add(sums, part)
+        images, patches = sums['images'], sums['patches']
+        metrics = dict(loss=float(sums['loss'] / images))
+        if 'features' in sums:
+            metrics['mean_feature_loss'] = -float(np.linalg.norm(sums['features'] / patches))
+        if 'codes' in sums:
+            shares = sums['codes'][sums['codes'] > 0] / patches
             metrics['constant_loss'] = float(-(shares * np.log(shares)).sum())
-            metrics['accuracy'] = float(np.mean([r['accuracy'] for r in results]))
+            metrics['accuracy'] = float(sums['accuracy'] / images)
         return metrics
+
+
+def _terms(sample: dict[str, Any]) -> dict[str, Any]:
+    """What an image adds to the sums, in fp64."""
+    terms = dict(images=1, patches=sample['num_patches'], loss=sample['loss'])
+    if 'feature_sum' in sample:
+        terms['features'] = sample['feature_sum'].double().numpy()
+    if 'codes' in sample:
+        terms['codes'] = np.bincount(sample['codes'].numpy(), minlength=sample['num_codes'])
+        terms['accuracy'] = sample['accuracy']
+    return terms
+
+
+def _add(sums: dict[str, Any], terms: dict[str, Any]) -> None:
+    for key, value in terms.items():
+        sums[key] = sums.get(key, 0) + value

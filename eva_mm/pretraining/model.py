@@ -64,7 +64,7 @@ class PretrainingModel(StrictLoading, Taught, EVAVisionTransformer, BaseModel):
         """Read what the teacher and the target need."""
         super().init_weights()
         if self.pos_embed.device.type != 'meta':
-            self.target.load()
+            self.target.load(self.teacher)
 
     def outside_weights(self) -> Iterator[OutsideWeights]:
         """Those of the teacher and of the target."""
@@ -99,18 +99,32 @@ class PretrainingModel(StrictLoading, Taught, EVAVisionTransformer, BaseModel):
             cache_slot: (B,) int64, place of the teacher's features in the cache.
             mode: 'loss' gives the terms as a dictionary; 'predict' a list of dictionaries, one
                 per image, for the metric; 'tensor' the predictions (B, N, P).
+
+        Raises:
+            InputError: images of another size than ``img_size``.
         """
+        self._check_size(image)
         prediction, where = self.predict_patches(image, mask=mask, noise=noise)
         if mode == 'tensor':
             return prediction
         features = self.teacher_features(
             image if teacher_image is None else teacher_image, cache_slot
         )
+        self.target.load(self.teacher)
         if mode == 'loss':
             return self.target.loss(prediction, features, where)
         if mode == 'predict':
             return self.target.evaluate(prediction, features, where)
         raise ValueError(f"mode should be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def _check_size(self, image: Tensor) -> None:
+        patch = self.size.patch_size
+        expected = tuple(side * patch for side in self.pos_embed_grid)
+        if tuple(image.shape[-2:]) != expected:
+            raise InputError(
+                f'images of {image.shape[-2]} x {image.shape[-1]} px, expected {expected[0]} x '
+                f'{expected[1]} px (model.img_size): change `size` of the data pipeline'
+            )
 
 
 @MODELS.register_module()

@@ -10,6 +10,8 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from eva_mm.errors import InputError
+
 # Images of a batch; the teacher's is there where it has another size.
 IMAGE_KEYS = ('image', 'teacher_image')
 # What the model has no use for; it stays in the batch for messages about the data.
@@ -46,7 +48,17 @@ class PretrainDataPreprocessor(BaseDataPreprocessor):
         return (image.float() / 255 - self.mean) / self.std
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Batch of the data loader -> arguments of the model's ``forward``."""
+        """Batch of the data loader -> arguments of the model's ``forward``.
+
+        Raises:
+            InputError: the batch has masks, none of which hides a patch.
+        """
+        # Here, where masks are on the CPU, so that no device is waited for.
+        if 'mask' in data and not data['mask'].any():
+            raise InputError(
+                f'masks of shape {tuple(data["mask"].shape)} hide no patch: nothing to predict '
+                f'(check the mask in dataset.pipeline)'
+            )
         batch = {k: v for k, v in data.items() if k not in NOT_FOR_THE_MODEL}
         kept = {key: batch.pop(key) for key in KEPT_ON_CPU if key in batch}
         batch = {**self.cast_data(batch), **kept}

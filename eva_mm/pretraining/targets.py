@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from eva_mm.engine.checkpoint import safe_load
 from eva_mm.errors import InputError, MissingFileError
 
-from .teacher import OutsideWeights
+from .teacher import CLIPTeacher, OutsideWeights
 
 
 def _mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of (B, N) over the places of a bool mask; fixed shapes, so the GPU is not waited for."""
-    return (values * where).sum() / where.sum().clamp(min=1)
+    """Mean of (B, N) over the places of a bool mask; fixed shapes, so the GPU is not waited for.
+
+    Without any place it is NaN, which training and metrics tell of; 0 would pass for a loss.
+    """
+    return (values * where).sum() / where.sum()
 
 
 @MODELS.register_module()
@@ -33,7 +36,7 @@ class CosineRegression(nn.Module):
         """Outputs per patch that the student needs."""
         return feature_dim
 
-    def load(self) -> None:
+    def load(self, teacher: CLIPTeacher) -> None:
         """Nothing to read."""
 
     def outside_weights(self) -> Iterator[OutsideWeights]:
@@ -101,15 +104,19 @@ class CodebookClassification(nn.Module):
             )
         return num_codes
 
-    def load(self) -> None:
+    def load(self, teacher: CLIPTeacher) -> None:
         """Read the codes, once.
 
+        Args:
+            teacher: whose features the codes have to be of.
+
         Raises:
-            InputError: no file, no codebook, or one of another size.
+            InputError: no file, no codebook, or one of another teacher or size.
         """
         if self.is_loaded:
             return
-        codes = read_codebook(self.codebook)
+        codes, meta = read_codebook(self.codebook)
+        _require_same_teacher(self.codebook, meta, teacher)
         if codes.shape != self.codes.shape:
             found, expected = (' x '.join(map(str, t.shape)) for t in (codes, self.codes))
             raise InputError(
@@ -127,7 +134,6 @@ class CodebookClassification(nn.Module):
 
     def assign(self, features: Tensor) -> Tensor:
         """(..., D) -> number of the nearest code (...), int64; lengths do not matter."""
-        self.load()
         with torch.autocast(features.device.type, enabled=False):
             return (features.float() @ F.normalize(self.codes, dim=-1).t()).argmax(-1)
 
@@ -161,8 +167,26 @@ class CodebookClassification(nn.Module):
         ]
 
 
-def read_codebook(file: str) -> Tensor:
-    """Codes (K, D) float32 of a file that ``tools/build_codebook.py`` wrote.
+def _require_same_teacher(file: str, meta: dict[str, Any], teacher: CLIPTeacher) -> None:
+    """Refuse codes of another teacher, whose directions would mean nothing.
+
+    Raises:
+        InputError: the codebook is of another, or does not tell of which.
+    """
+    if meta.get('teacher_digest') == teacher.digest():
+        return
+    if 'teacher_digest' in meta:
+        found = f'{meta.get("teacher")} ({meta.get("weights")}, {meta["teacher_digest"][:12]})'
+    else:
+        found = 'a teacher that it does not tell the digest of'
+    raise InputError(
+        f'codebook {file} is of the features of {found}, expected {teacher.name} '
+        f'({teacher.weights}, {teacher.digest()[:12]}): tools/build_codebook.py CONFIG makes it'
+    )
+
+
+def read_codebook(file: str) -> tuple[Tensor, dict[str, Any]]:
+    """What ``tools/build_codebook.py`` wrote: codes (K, D) float32, and what they were made of.
 
     Raises:
         MissingFileError: no such file.
@@ -177,4 +201,4 @@ def read_codebook(file: str) -> Tensor:
     codes = content.get('codes')
     if not isinstance(codes, Tensor) or codes.ndim != 2:
         raise InputError(f'{file} is no codebook: it holds {list(content)[:4]}, expected codes')
-    return codes.float()
+    return codes.float(), dict(content.get('meta') or {})

@@ -104,6 +104,27 @@ def read_index(folder: str | os.PathLike) -> Any:
     return index
 
 
+def check_whole(folder: str | os.PathLike) -> None:
+    """Make sure that no file of a folder is absent or cut off; their content is not read.
+
+    Raises:
+        InputError: one is, or the index is broken.
+    """
+    needed = {STATE_FILE: 0}
+    for entry in (read_index(folder).storage_data or {}).values():
+        end = entry.offset + entry.length
+        needed[entry.relative_path] = max(end, needed.get(entry.relative_path, 0))
+    for name, size in needed.items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise InputError(f'sharded checkpoint {folder} cannot be read: it has no file {name}')
+        if os.path.getsize(path) < size:
+            raise InputError(
+                f'sharded checkpoint {folder} cannot be read: {name} is cut off, it has '
+                f'{os.path.getsize(path)} bytes of {size}'
+            )
+
+
 def read_tensors(
     folder: str | os.PathLike, tensors: dict[str, Tensor], together: bool = False
 ) -> None:

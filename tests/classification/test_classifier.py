@@ -84,6 +84,20 @@ def test_bad_arguments():
         model(batch()[0], mode='test')
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('num_classes', 1000), ('label_smoothing', 0.3)],
+    ids=['classes', 'smoothing'],
+)
+def test_mixing_that_contradicts_the_model(key, value):
+    mixup = dict(mixup_alpha=0.8, num_classes=5, label_smoothing=0.1)
+    arguments = dict(type='ClassificationDataPreprocessor', mixup=mixup)
+    build(label_smoothing=0.1, data_preprocessor=arguments)
+    mixup[key] = value
+    with pytest.raises(InputError, match=rf'model\.{key} is .*mixup\.{key} is {value}'):
+        build(label_smoothing=0.1, data_preprocessor=arguments)
+
+
 def test_probe_learns_nothing_but_its_linear_layer():
     model = build(pooling='cls', linear_probe=True).train()
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [

@@ -1,6 +1,7 @@
 """Class folders, file lists and tar files; what is told of bad ones."""
 
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -108,8 +109,80 @@ def test_file_list(root, tmp_path):
 def test_label_out_of_range(root, tmp_path, label):
     file = tmp_path / 'list.txt'
     file.write_text(f'n10/000.png 2\nn01/001.png {label}\n')
-    with pytest.raises(InputError, match=rf'n01/001\.png has label {label}, expected 0 to 2'):
+    with pytest.raises(InputError, match=rf'01\.png, line 2 .* has label {label}, expected 0 to 2'):
         ClassificationImages(str(root), ann_file=str(file), classes=['a', 'b', 'c'])
+
+
+@pytest.mark.parametrize('label', [-1, 5_000_000])
+def test_label_out_of_range_without_classes(root, label):
+    (root / 'list.txt').write_text(f'n10/000.png {label}\n')
+    with pytest.raises(InputError, match=f'line 1 .* has label {label}, expected 0 to 99999'):
+        ClassificationImages(str(root), ann_file='list.txt')
+
+
+def test_labels_on_one_list_alone(root, tmp_path):
+    """They would be replaced by the numbers of the folders."""
+    other = make_folders(tmp_path / 'other', COUNTS)
+    (root / 'list.txt').write_text('n10/000.png 0\nn01/001.png 1\n')
+    roots = [str(root), str(other)]
+    for files, unlabelled in ((['list.txt', ''], 'folder .*other'), (['list.txt', 'l'], 'l of')):
+        (other / 'l').write_text('n10/000.png\n')
+        with pytest.raises(InputError, match=f'list.txt of .* has labels, {unlabelled}.* has none'):
+            ClassificationImages(roots, ann_file=files)
+
+
+@pytest.mark.parametrize(
+    'form', ['{root}/{path}', './{path}', 'n01/.././{path}', '{path}', '//{path}']
+)
+def test_paths_lead_through_class_folders_however_written(root, form):
+    paths = ['n10/000.png', 'n01/001.png', 'n02/000.png']
+    form = form.replace('//', str(root) + '//')
+    lines = [form.format(root=root, path=path) for path in paths]
+    (root / 'list.txt').write_text('\n'.join(lines))
+    dataset = ClassificationImages(str(root), ann_file='list.txt')
+    assert dataset.metainfo['classes'] == ('n01', 'n02', 'n10')
+    assert labels(dataset) == [2, 0, 1]
+    dataset[2]
+
+
+@pytest.mark.parametrize(
+    'path', ['/elsewhere/n01/000.png', '../n01/000.png', './000.png', '/0.png']
+)
+def test_paths_without_a_class_folder(root, path):
+    (root / 'list.txt').write_text(f'n01/001.png\n{path}\n')
+    with pytest.raises(InputError, match='lies in no class folder'):
+        ClassificationImages(str(root), ann_file='list.txt')
+
+
+def test_an_image_with_two_labels(root):
+    file = root / 'list.txt'
+    file.write_text('n10/000.png 1\nn01/000.png 0\nn10/000.png 1\n')
+    assert len(ClassificationImages(str(root), ann_file='list.txt')) == 3  # seen more often
+    file.write_text('n10/000.png 1\nn01/000.png 0\nn10/000.png 2\n')
+    with pytest.raises(InputError, match='n10/000.png of .* labels 1 and 2, in lines 1 and 3'):
+        ClassificationImages(str(root), ann_file='list.txt')
+
+
+@pytest.mark.parametrize('label', [' 0', ''])
+def test_an_image_listed_twice_is_not_held_out(root, label):
+    lines = ['n10/000.png', 'n10/001.png', 'n10/000.png']
+    (root / 'list.txt').write_text(''.join(f'{line}{label}\n' for line in lines))
+    with pytest.raises(InputError, match='n10/000.png of .* listed 2 times'):
+        ClassificationImages(
+            str(root), ann_file='list.txt', holdout=dict(part='train', fraction=0.5)
+        )
+
+
+def test_classes_that_are_no_text(root):
+    with pytest.raises(InputError, match=r'000\.png is no text'):
+        read_classes(str(root / 'n01' / '000.png'))
+
+
+def test_many_classes_are_compared_in_a_moment():
+    names = [f'n{i:08d}' for i in range(20_000)]
+    start = time.process_time()
+    check_classes(names, names, 'here')
+    assert time.process_time() - start < 2  # 15 s where a set is built for each name
 
 
 def test_unreadable_image(root):
@@ -169,6 +242,14 @@ def test_held_out_arguments(tmp_path):
         parts(root)
     with pytest.raises(InputError, match='fraction between 0 and 1'):
         parts(root, fraction=1.0)
+    with pytest.raises(InputError, match='holdout takes part, fraction .* has part, fractoin'):
+        ClassificationImages(str(root), holdout=dict(part='train', fractoin=0.1))
+
+
+def test_held_out_number_is_rounded(tmp_path):
+    root = make_folders(tmp_path, {'a': 6, 'b': 5})
+    assert np.bincount(labels(parts(root, 0.25)[1])).tolist() == [2, 1]
+    assert np.bincount(labels(parts(root, 0.35)[1])).tolist() == [2, 2]
 
 
 # ----------------------------------------------------------------------------------------- tars

@@ -12,7 +12,7 @@ def test_matrices_are_scaled_and_vectors_are_not():
     params = [torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias.clone())]
     optimizer = EVALARS(params, lr=0.5, momentum=0.9, weight_decay=0.1, trust_coefficient=0.01)
     moving_weight, moving_bias = torch.zeros(3, 4), torch.zeros(3)
-    for step in range(4):
+    for _ in range(4):
         gradients = [torch.randn(3, 4), torch.randn(3)]
         for param, gradient in zip(params, gradients):
             param.grad = gradient.clone()
@@ -25,8 +25,6 @@ def test_matrices_are_scaled_and_vectors_are_not():
         bias = bias - 0.5 * moving_bias
         torch.testing.assert_close(params[0].data, weight)
         torch.testing.assert_close(params[1].data, bias)
-        if step == 0:  # the step is relative to the weights, whatever the gradient's size
-            assert float(moving_weight.norm()) > 0
 
 
 def test_step_does_not_depend_on_the_scale_of_the_gradient():

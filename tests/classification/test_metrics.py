@@ -88,3 +88,21 @@ def test_two_processes_with_an_odd_number_equal_one(number):
     queue = mp.get_context('spawn').SimpleQueue()
     mp.spawn(_evaluate_part, (free_port(), number, queue), nprocs=2)
     assert queue.get() == pytest.approx(evaluate(samples(number, 6), topk=(1, 2)))
+
+
+def test_what_is_not_a_number_is_never_right():
+    nan = float('nan')
+    data = [dict(logits=torch.full((3,), nan), label=label) for label in range(3)]
+    values = evaluate(data, topk=(1, 3))
+    assert values['accuracy/top1'] == values['accuracy/top3'] == 0
+    data = [dict(logits=torch.tensor([nan, 1.0, 2.0]), label=label) for label in range(3)]
+    values = evaluate(data, topk=(1, 2, 3))
+    assert [values[f'accuracy/top{k}'] for k in (1, 2, 3)] == pytest.approx(
+        [100 / 3, 200 / 3, 200 / 3]
+    )
+
+
+@pytest.mark.parametrize('topk', [1, (0,), (1, 2.5), (-1, 5), ('1',)])
+def test_bad_topk(topk):
+    with pytest.raises(InputError, match='topk should be whole numbers from 1'):
+        ClassificationMetric(topk=topk)

@@ -1,6 +1,7 @@
 """Counts, groups, rates and lengths of the twelve leaves against the logs' closed forms."""
 
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
+from eva_mm.classification.datasets import read_classes
 from eva_mm.engine.dry_run import build_meta_optim_wrapper
 from eva_mm.engine.layer_decay import param_group_table
 from eva_mm.zoo.table import published_models
 
-from ..helpers import load_config
+from ..helpers import ROOT, load_config
 
 
 class Run(NamedTuple):
@@ -35,9 +37,23 @@ class Run(NamedTuple):
     drop_path: float = 0.4
     ema: bool = True
     probe: bool = False
+    mixing: tuple | None = None  # mixup, CutMix, smoothing of the targets
+    root: str = 'data/imagenet/train'
+    classes: str = 'imagenet-1k'
 
 
-IN21K = dict(betas=(0.9, 0.98), eps=1e-6, smoothing=0.1, ema=False)
+IN21K = dict(
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    smoothing=0.1,
+    ema=False,
+    mixing=(0.0, 1.0, 0.1),
+    root='data/imagenet21k/',
+    classes='imagenet-22k',
+)
+MIXED = dict(smoothing=0.1, mixing=(0.8, 1.0, 0.1))
+# Of CLIP, by hand from its repository.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LARGE = dict(depth=24, drop_path=0.2)
 PROBE = dict(smoothing=0.0, drop_path=0.0, ema=False, probe=True)
 G21K, L21K = 'eva_21k_224px', 'eva_l_psz14_21k_ft'
@@ -66,11 +82,11 @@ RUNS = {
     ),
     'eva_l_in1k_196': Run(
         50, 5, 1251, 1024, 2e-4, 0, 0.8, 304_142_312, 'eva_l_psz14_196px_1k_ft', L,
-        smoothing=0.1, **LARGE,
+        **MIXED, **LARGE,
     ),
     'eva_l_in1k_336': Run(
         50, 5, 1251, 1024, 2e-4, 0, 0.8, 304_531_432, 'eva_l_psz14_336px_1k_ft', L,
-        smoothing=0.1, **LARGE,
+        **MIXED, **LARGE,
     ),
     'eva_l_in21k_in1k_196': Run(
         20, 5, 2502, 512, 6e-5, 0, 0.8, 304_142_312, 'eva_l_psz14_196px_21k_to_1k_ft', L21K,
@@ -214,3 +230,50 @@ def test_the_rest_of_the_recipe(built, name):
         assert cfg.train_cfg.val_interval == run.steps
         assert cfg.default_hooks.checkpoint.save_best == 'accuracy/top1'
     assert cfg.randomness.seed == 0
+
+
+def test_mixing_head_and_normalisation(built, name):
+    run, (cfg, model, _) = RUNS[name], built(name)
+    preprocessor = MODELS.build(cfg.model.data_preprocessor)
+    assert preprocessor.mean.flatten().tolist() == pytest.approx(MEAN)
+    assert preprocessor.std.flatten().tolist() == pytest.approx(STD)
+    mixup = preprocessor.mixup
+    if run.mixing is None:
+        assert mixup is None
+    else:
+        assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.label_smoothing) == run.mixing
+        assert mixup.num_classes == model.num_classes
+    assert cfg.model.head_init_scale == 0.001
+    assert cfg.model.activation_checkpointing is (run.depth == 40 and not run.probe)
+
+
+def test_data_and_hooks(built, name):
+    run, (cfg, model, _) = RUNS[name], built(name)
+    train = cfg.train_dataloader.dataset
+    assert (train.data_root, train.classes) == (run.root, run.classes)
+    assert len(read_classes(train.classes)) == model.num_classes
+    assert cfg.train_dataloader.drop_last is True
+    assert train.get('skip_unreadable', False) is (run.classes == 'imagenet-22k')
+    if run.classes == 'imagenet-1k':
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            dataset = loader.dataset
+            assert (dataset.data_root, dataset.classes) == ('data/imagenet/val', 'imagenet-1k')
+            assert dataset.test_mode is True
+    hooks = [hook.type for hook in cfg.get('custom_hooks', ())]
+    assert hooks == ['EVAEMAHook'] * run.ema + ['BroadcastBuffersHook'] * run.probe
+    assert cfg.default_hooks.class_count.type == 'ClassCountHook'
+    assert cfg.default_hooks.checkpoint.interval == run.steps
+
+
+def test_command_and_hardware_make_the_batch(built, name):
+    """What the header tells to run is the batch that the rate is for."""
+    run, (cfg, _, _) = RUNS[name], built(name)
+    header = (ROOT / 'configs' / 'imagenet' / f'{name}.py').read_text().split('"""')[1]
+    command = re.search(
+        r'Command: .*configs/imagenet/(\w+)\.py (\d+) .*each of (\d+) nodes', header
+    )
+    gpus, images = map(int, re.search(r'Hardware:.* (\d+) GPUs with (\d+) images', header).groups())
+    assert command[1] == name
+    assert int(command[2]) * int(command[3]) == gpus
+    assert cfg.train_dataloader.batch_size == images
+    assert gpus * images == run.batch == cfg.auto_scale_lr.base_batch_size

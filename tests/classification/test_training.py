@@ -98,14 +98,71 @@ def test_average_starts_from_the_initial_weights(images, tmp_path):
     assert scalars['val/accuracy/loss'].current() != scalars['val/raw/accuracy/loss'].current()
 
 
-def test_a_checkpoint_tests_as_its_average_did(images, tmp_path):
-    cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path, custom_hooks=DECAY)
-    runner, _ = train(cfg)
-    validated = runner.message_hub.get_scalar('val/accuracy/loss').current()
-    cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path / 'test', custom_hooks=DECAY)
-    cfg.load_from = str(tmp_path / 'iter_6.pth')
+@pytest.fixture(scope='module')
+def trained(images, tmp_path_factory):
+    """Work dir of a run with drop path, and what its last validation gave."""
+    folder = tmp_path_factory.mktemp('trained')
+    options = {'custom_hooks': DECAY, 'model.drop_path_rate': 0.9}
+    runner, _ = train(small_run('imagenet/eva_g_in1k_336', images, folder, **options))
+    scalars = runner.message_hub.log_scalars
+    return folder, {
+        k: scalars[f'val/{k}'].current() for k in ('accuracy/loss', 'raw/accuracy/loss')
+    }
+
+
+def started(images, work_dir, trained, **changes):
+    """A run with the weights of another."""
+    cfg = small_run('imagenet/eva_g_in1k_336', images, work_dir, **changes)
+    cfg.load_from = str(trained[0] / 'iter_6.pth')
     cfg.model.allowed_missing = []
-    assert launch.run_test(cfg)['accuracy/loss'] == pytest.approx(validated, rel=1e-6)
+    return cfg
+
+
+def test_a_checkpoint_tests_as_its_average_did(images, tmp_path, trained):
+    cfg = started(images, tmp_path, trained, custom_hooks=DECAY)
+    cfg.model.drop_path_rate = 0.9
+    expected = trained[1]['accuracy/loss']
+    assert launch.run_test(cfg)['accuracy/loss'] == pytest.approx(expected, rel=1e-6)
+
+
+def test_both_validations_leave_drop_path_out(images, tmp_path, trained):
+    """The weights under training, too, give what a test of them gives."""
+    saved = torch.load(trained[0] / 'iter_6.pth', weights_only=False)
+    raw = {k.removeprefix('module.'): v for k, v in saved['ema_state_dict'].items()}
+    torch.save(dict(state_dict={**saved['state_dict'], **raw}), tmp_path / 'raw.pth')
+    cfg = started(images, tmp_path, trained, custom_hooks=[])
+    cfg.load_from = str(tmp_path / 'raw.pth')
+    found = launch.run_test(cfg)['accuracy/loss']
+    assert found == pytest.approx(trained[1]['raw/accuracy/loss'], rel=1e-6)
+    assert found != pytest.approx(trained[1]['accuracy/loss'], rel=1e-6)
+
+
+def test_validation_by_itself(images, tmp_path, trained):
+    init_default_scope('mmengine')
+    cfg = started(images, tmp_path, trained, custom_hooks=DECAY)
+    values = launch.build_runner(cfg).val()
+    assert values['accuracy/loss'] == pytest.approx(trained[1]['accuracy/loss'], rel=1e-6)
+    assert values['raw/accuracy/loss'] == values['accuracy/loss']
+
+
+def test_an_average_is_not_resumed_as_weights(images, tmp_path, trained):
+    cfg = started(images, tmp_path, trained, custom_hooks=[], resume=True, iterations=8)
+    with pytest.raises(InputError, match='holds a moving average .* no EVAEMAHook'):
+        train(cfg)
+
+
+def test_a_resumed_run_without_an_average_is_told(images, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        'eva_mm.classification.ema.print_log', lambda text, *_, **__: told.append(text)
+    )
+    train(small_run('imagenet/eva_g_in1k_336', images, tmp_path, custom_hooks=[]))
+    cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path / 'b', custom_hooks=DECAY)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_3.pth'), True
+    _, trace = train(cfg)
+    assert told == ['the checkpoint holds no moving average: it starts anew from the weights']
+    saved = torch.load(tmp_path / 'iter_3.pth', weights_only=False)['state_dict']
+    torch.testing.assert_close(trace.averages[0]['head.bias'], saved['head.bias'])
 
 
 def test_resumed_average_goes_on_exactly(images, tmp_path):
@@ -127,11 +184,22 @@ def test_accumulated_passes_average_once(images, tmp_path):
     cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path, custom_hooks=DECAY)
     cfg.optim_wrapper.accumulative_counts = 3
     _, trace = train(cfg)
-    steps = [
+    assert averaged(trace) == [False, False, True, False, False, True]
+
+
+def averaged(trace):
+    return [
         not torch.equal(a['head.bias'], b['head.bias'])
         for a, b in zip(trace.averages, trace.averages[1:])
     ]
-    assert steps == [False, False, True, False, False, True]
+
+
+def test_a_last_incomplete_accumulation_is_averaged_too(images, tmp_path):
+    cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path, 7, custom_hooks=DECAY)
+    cfg.optim_wrapper.accumulative_counts = 3
+    _, trace = train(cfg)
+    assert not torch.equal(*(w['head.bias'] for w in trace.weights[-2:]))  # mmengine updates
+    assert averaged(trace) == [False, False, True, False, False, True, True]
 
 
 def test_decay_out_of_range():
@@ -181,3 +249,60 @@ def test_other_number_of_outputs_stops_the_run(images, tmp_path):
     cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path, **{'model.num_classes': 4})
     with pytest.raises(InputError, match='model.num_classes is 4, but train.* 3 classes'):
         train(cfg)
+
+
+@pytest.mark.parametrize('part', ['val', 'test'])
+def test_other_number_of_classes_to_evaluate(images, tmp_path, trained, part):
+    make_folders(tmp_path / 'more' / 'val', {**CLASSES, 'd': 1})
+    cfg = started(images, tmp_path, trained)
+    cfg[f'{part}_dataloader'].dataset.data_root = str(tmp_path / 'more' / 'val')
+    init_default_scope('mmengine')
+    runner = launch.build_runner(cfg)
+    with pytest.raises(InputError, match=f'model.num_classes is 3, but {part}_data.* 4 classes'):
+        getattr(runner, part)()
+
+
+@pytest.fixture
+def others(tmp_path):
+    """As many classes as in training, of which one is another."""
+    return make_folders(tmp_path / 'others', {'a': 2, 'b': 2, 'd': 2})
+
+
+def test_validation_classes_are_those_of_training(images, others, tmp_path):
+    cfg = small_run('imagenet/eva_g_in1k_336', images, tmp_path)
+    cfg.val_dataloader.dataset.data_root = str(others)
+    with pytest.raises(InputError, match="val_data.* and train_data.* class 2 is 'd' .* 'c' in"):
+        train(cfg)
+    cfg.val_dataloader.dataset.data_root = str(images / 'val')
+    cfg.val_dataloader.dataset.classes = ['b', 'a', 'c']
+    with pytest.raises(InputError, match="another order: class 0 is 'b' in the former, 'a'"):
+        train(cfg)
+
+
+@pytest.mark.parametrize('part', ['val', 'test'])
+def test_classes_to_evaluate_are_those_of_the_checkpoint(images, others, tmp_path, trained, part):
+    cfg = started(images, tmp_path, trained)
+    cfg[f'{part}_dataloader'].dataset.data_root = str(others)
+    init_default_scope('mmengine')
+    runner = launch.build_runner(cfg)
+    with pytest.raises(InputError, match=f"{part}_data.* and the checkpoint .* class 2 is 'd'"):
+        getattr(runner, part)()
+
+
+def test_training_starts_from_other_classes_but_is_not_resumed_with_them(
+    images, others, tmp_path, trained
+):
+    changes = {f'{part}_dataloader.dataset.data_root': str(others) for part in ('train', 'val')}
+    cfg = started(images, tmp_path, trained, custom_hooks=DECAY, iterations=8, **changes)
+    cfg.default_hooks.checkpoint.interval = 100
+    train(copy.deepcopy(cfg))
+    cfg.resume = True
+    with pytest.raises(InputError, match="train_data.* and the checkpoint .* class 2 is 'd'"):
+        train(cfg)
+
+
+def test_numbers_in_place_of_names_are_not_compared(images, tmp_path, trained):
+    make_folders(tmp_path / 'numbered', {'0': 1, '1': 1, '2': 1})
+    cfg = started(images, tmp_path, trained)
+    cfg.test_dataloader.dataset.data_root = str(tmp_path / 'numbered')
+    assert 'accuracy/top1' in launch.run_test(cfg)

@@ -13,8 +13,9 @@ from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional as F
 
-from eva_mm.classification import CropWithoutRetry
+from eva_mm.classification import CropWithoutRetry, TimmTransform
 from eva_mm.engine.exact_data import seed_generators
+from eva_mm.errors import InputError
 
 from ..helpers import load_config
 
@@ -153,3 +154,9 @@ def test_augmentation_follows_the_position():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     assert torch.equal(run(pipeline, 7), first)
     assert not torch.equal(run(pipeline, 8), first)
+
+
+def test_random_erasing_is_refused():
+    TimmTransform(32, is_training=True, re_prob=0.0)
+    with pytest.raises(InputError, match=r're_prob=0\.25: random erasing is not done'):
+        TimmTransform(32, is_training=True, re_prob=0.25)

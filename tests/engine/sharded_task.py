@@ -1,7 +1,8 @@
 """Runs of the toy tasks, several one after another in one process group: starting one is slow.
 
 `torchrun sharded_task.py FILE` trains what the JSON file lists: arguments of
-`launch.prepare_train_config`, with `error` where one is expected to be told.
+`launch.prepare_train_config`, with `error` where one is expected to be told, and `apart` where each
+process has a work dir of its own.
 """
 
 import json
@@ -13,8 +14,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from eva_mm.engine import launch
+from eva_mm.engine import launch, processes, saving
 from eva_mm.pretraining.model import EVAForMIM
 from eva_mm.vit import EVAVisionTransformer, ViTSize
 from tests.engine.exact_task import exact_config_text
@@ -89,6 +92,8 @@ def train(run):
     """One run; returns its Runner, or the message of the error it ended in."""
     run = dict(run)
     expected = run.pop('error', False)
+    if run.pop('apart', False):
+        run['work_dir'] += f'_{torch.distributed.get_rank()}'
     try:
         runner = launch.build_runner(launch.prepare_train_config(**run))
         runner.train()
@@ -106,13 +111,60 @@ def share(runner: Runner) -> float:
     return sum(p.numel() for p in local) / sum(p.numel() for p in params)
 
 
+def facts(runner: Runner) -> dict:
+    """What one process knows of a run that is over."""
+    blocks = [block for block in runner.model.modules() if hasattr(block, 'drop_path')]
+    return dict(
+        share=share(runner),
+        blocks=len(blocks),
+        sharded_blocks=sum(
+            isinstance(block, FSDPModule)
+            and all(isinstance(param, DTensor) for param in block.parameters())
+            for block in blocks
+        ),
+        grad_norms=grad_norms(runner),
+    )
+
+
+def grad_norms(runner: Runner) -> list[float]:
+    """Norm of the gradient in each update, before it is clipped."""
+    return [float(norm) for norm in runner.message_hub.get_scalar('train/grad_norm').data[0]]
+
+
+def failed_saves(runner: Runner) -> list[str]:
+    """Errors of a save to a folder of each process's own, and of one whose state meets a full disk.
+
+    Found by the error's text: only the first process writes the state.
+    """
+    told, rank = [], torch.distributed.get_rank()
+    own = Path(runner.work_dir, f'of_{rank}')
+    own.mkdir(exist_ok=True)
+    write = saving.write_whole
+
+    def full(path, content):
+        raise OSError(28, 'No space left on device')
+
+    for out_dir, saving.write_whole in ((own, write), (Path(runner.work_dir), full)):
+        try:
+            runner.save_checkpoint(str(out_dir), 'iter_99')
+        except Exception as error:
+            told.append(str(error))
+    saving.write_whole = write
+    return told
+
+
 def main():
     torch.set_num_threads(1)
-    results = []
+    processes._LAG = 0.3  # one machine, one file system
+    results, runner = [], None
     for run in json.loads(Path(sys.argv[1]).read_text()):
         done = train(dict(run, launcher='pytorch'))
-        results.append(done if isinstance(done, str) else share(done))
+        if not isinstance(done, str):
+            runner = done
+        results.append(done if isinstance(done, str) else facts(done))
         del done
+    results.append(failed_saves(runner))
+    del runner
     rank = torch.distributed.get_rank()
     Path(f'{sys.argv[1]}.{rank}').write_text(json.dumps(results))
     launch.leave_process_group()

@@ -119,6 +119,17 @@ def test_processes_share_each_iteration_whatever_their_number(monkeypatch):
         assert sorted(seen) == sorted(whole[4 * iteration : 4 * iteration + 4])
 
 
+def test_a_late_start_draws_one_order_alone(monkeypatch):
+    """Of 30 million images an order takes seconds, and a resumed run may be in its 150th epoch."""
+    whole = taken(sampler(), 70)
+    late, drawn, randperm = sampler(), [], torch.randperm
+    monkeypatch.setattr(torch, 'randperm', lambda *a, **k: drawn.append(a) or randperm(*a, **k))
+    late.skip(64)
+    assert taken(late, 6) == whole[64:]
+    assert drawn == [(10,)]
+    assert len({tuple(whole[i : i + 10]) for i in range(0, 70, 10)}) == 7
+
+
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('skip_by', ['skip', 'next'])
 def test_a_resumed_loader_gives_the_same_batches(num_workers, skip_by):

@@ -172,6 +172,8 @@ def test_a_written_list_reads_as_it_was(tree, tmp_path):
         ('\ufeffa.jpg  \r\n\r\n\r\n/b/c.jpg\r\n', ['a.jpg', '/b/c.jpg'], None),
         ('a 1.jpg 7\nb.jpg\t12\n\nc.jpg   0 ', ['a 1.jpg', 'b.jpg', 'c.jpg'], [7, 12, 0]),
         (' a.jpg\nb.jpg\n', [' a.jpg', 'b.jpg'], None),
+        ('a.jpg copy.jpg\nb.jpg,c.PNG', ['a.jpg copy.jpg', 'b.jpg,c.PNG'], None),
+        ('a.jpg copy.jpg 3\nno_suffix 1\n', ['a.jpg copy.jpg', 'no_suffix'], [3, 1]),
     ],
 )
 def test_forms_of_a_list(tmp_path, text, paths, labels):
@@ -189,6 +191,10 @@ def test_forms_of_a_list(tmp_path, text, paths, labels):
         (b'a.jpg 1\n\nb.jpg 2\nc.jpg\nd.jpg 1', r"3 of 4 .*first line has one, line 3 .*'c\.jpg'"),
         (b'a.jpg\nb.jpg 2\n', r"1 of 2 lines .*first line has none, line 2 .*'b\.jpg 2'"),
         (b'PK\x00\x00', 'list.txt is not text'),
+        (b'a.jpg 1\nb.jpg 99999999999999999999\n', r'label 9{20} in line 2 .*too large'),
+        (b'a.jpg\n\nb 1.JPG,1\n', r"line 2 .*whole number, found 'b 1\.JPG,1'"),
+        (b'a.png 1.0\nb.png 2.0\n', r"line 1 .*found 'a\.png 1\.0'"),
+        (b'a.png x 1\nb.png 1\n', r"line 1 .*found 'a\.png x'"),
     ],
 )
 def test_wrong_lists_are_told(tmp_path, text, match):

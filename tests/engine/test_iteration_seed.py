@@ -45,7 +45,14 @@ def test_another_total_batch_on_resume_is_told(runner):
     assert runner.message_hub.get_info('total_batch') == 4
 
 
-def test_processes_that_start_apart_stop(runner, monkeypatch):
-    monkeypatch.setattr(iteration_seed, 'all_gather_object', lambda start: [start, (0, 5), (9, 5)])
-    with pytest.raises(RuntimeError, match=r'\(0, 5\), \(9, 5\).*all machines see'):
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        ((9, 5), r'different iterations: \[0, 9\].*all machines see'),
+        ((0, 6), r'different seeds: \[5, 6\]; leave randomness.diff_rank_seed out'),
+    ],
+)
+def test_processes_that_start_apart_stop(runner, monkeypatch, other, message):
+    monkeypatch.setattr(iteration_seed, 'all_gather_object', lambda start: [start, other])
+    with pytest.raises(RuntimeError, match=message):
         IterationSeedHook().before_train(runner)

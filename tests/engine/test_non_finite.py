@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,14 @@ from torch import nn
 
 from eva_mm.engine import launch
 from eva_mm.engine.exact_data import PositionSeeded
-from eva_mm.engine.hooks.non_finite import NonFiniteLossHook, describe, digests, find_values
+from eva_mm.engine.hooks import non_finite
+from eva_mm.engine.hooks.non_finite import (
+    NonFiniteLossHook,
+    describe,
+    digests,
+    find_values,
+    whole_state,
+)
 from tests.helpers import free_port
 from tests.toy_task import ToyImages, config_text, make_data
 
@@ -423,6 +431,26 @@ except _NonFiniteGradients:
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
+
+
+class Sharded(torch.Tensor):
+    """Is put together by all ranks, like a DTensor."""
+
+    gathered = 0
+
+    def full_tensor(self):
+        Sharded.gathered += 1
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_whole_weights_are_kept_by_the_first_rank_alone(monkeypatch, rank):
+    monkeypatch.setattr(non_finite, 'get_rank', lambda: rank)
+    monkeypatch.setattr(Sharded, 'gathered', 0)
+    weights = dict(a=torch.ones(2).as_subclass(Sharded), b=torch.ones(3))
+    model = SimpleNamespace(state_dict=lambda: weights)
+    assert sorted(whole_state(model)) == ([] if rank else ['a', 'b'])
+    assert Sharded.gathered == 1, 'all take part'
 
 
 @pytest.mark.slow

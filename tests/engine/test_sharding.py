@@ -20,6 +20,7 @@ from torch.distributed import checkpoint as dcp
 
 from eva_mm.engine import launch, sharding
 from eva_mm.engine.checkpoint import safe_load
+from eva_mm.engine.saving import put_in_place
 from eva_mm.engine.strict_loading import CheckpointMismatchError
 from eva_mm.errors import InputError, UsageError
 from eva_mm.zoo.sharded import read_index, read_tensors
@@ -86,6 +87,7 @@ def test_strategies_and_folder_names():
     assert cfg.default_hooks.checkpoint.filename_tmpl == 'iter_{}'
     sharding.set_strategy(cfg, 'ddp')
     assert not sharding.is_sharded_run(cfg)
+    assert cfg.default_hooks.checkpoint.filename_tmpl == 'iter_{}.pth', 'a file again'
     with pytest.raises(UsageError, match='ddp or fsdp, not zero'):
         sharding.set_strategy(cfg, 'zero')
     with pytest.raises(UsageError, match='runner of its own, FlexibleRunner'):
@@ -150,12 +152,39 @@ def test_resumed_in_one_process(folder, one):
     shutil.copytree(folder / 'one' / 'iter_10', folder / 'again' / 'iter_10')
     shutil.copytree(folder / 'one' / 'iter_15', folder / 'again' / 'iter_15')
     os.truncate(folder / 'again' / 'iter_15' / 'state.pth', 1000)
+    for number in (17, 18):
+        shutil.copytree(folder / 'one' / 'iter_15', folder / 'again' / f'iter_{number}')
+    shards = folder / 'again' / 'iter_17' / '__0_0.distcp'
+    os.truncate(shards, shards.stat().st_size // 2)
+    (folder / 'again' / 'iter_18' / 'state.pth').unlink()
     (folder / 'again' / 'iter_20.tmp').mkdir()
     alone(folder, 'again', resume='auto')
     assert read_losses(folder / 'again') == read_losses(folder / 'one')[10:]
     names = {path.name for path in (folder / 'again').glob('iter_*')}
     assert {'iter_25', 'iter_30', 'iter_30.pth'} <= names
     assert not {'iter_15', 'iter_20', 'iter_20.tmp'} & names, 'neither outdated nor half-written'
+
+
+@pytest.mark.parametrize('resume', ['auto', 'iter_10', None])
+def test_a_kill_between_two_renames_loses_nothing(folder, one, tmp_path, resume):
+    """A checkpoint written anew makes room for itself first."""
+    shutil.copytree(folder / 'one' / 'iter_10', tmp_path / 'iter_10.old.tmp')
+    shutil.copytree(folder / 'one' / 'iter_10', tmp_path / 'iter_10.tmp')
+    resume = f'{tmp_path}/iter_10' if resume == 'iter_10' else resume
+    options = {'train_cfg.max_iters': 11 if resume else 2}
+    run = described(folder, 'killed', options, resume=resume) | dict(work_dir=str(tmp_path))
+    sharded_task.train(run)
+    assert read_losses(tmp_path)[0][0] == (11 if resume else 1)
+    assert safe_load(tmp_path / 'iter_10')['meta']['iter'] == 10
+    assert not list(tmp_path.glob('*.tmp'))
+
+
+def test_a_failed_rename_is_undone(tmp_path):
+    (tmp_path / 'iter_5').mkdir()
+    (tmp_path / 'iter_5' / 'kept').touch()
+    with pytest.raises(FileNotFoundError):
+        put_in_place(str(tmp_path / 'absent'), str(tmp_path / 'iter_5'))
+    assert [path.name for path in tmp_path.rglob('*')] == ['iter_5', 'kept']
 
 
 def test_each_strategy_refuses_the_checkpoint_of_the_other(folder, one):
@@ -266,15 +295,19 @@ RUNS = dict(
     amp_two=EVA | HALF,
     mim_two=MIM | HALF,
     accumulated_two=EVA | {'train_dataloader.batch_size': 1, 'compile.backend': 'eager'},
+    apart=EVA | HALF,
 )
 EXTRA = dict(
-    one_two=dict(resume='auto'), amp_two=dict(amp=True), accumulated_two=dict(accumulate=2)
+    one_two=dict(resume='auto'),
+    amp_two=dict(amp=True),
+    accumulated_two=dict(accumulate=2),
+    apart=dict(apart=True, error=True),
 )
 
 
 @pytest.fixture(scope='module')
 def two(folder, one):
-    """Work dirs of :data:`RUNS`, trained by two processes; name -> parts that each one held."""
+    """Work dirs of :data:`RUNS`, trained by two processes; name -> what each one told of it."""
     (folder / 'one_two').mkdir()
     shutil.copytree(folder / 'one' / 'iter_15', folder / 'one_two' / 'iter_15')
     runs = []
@@ -296,15 +329,55 @@ def two(folder, one):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = [json.loads((folder / f'runs.json.{rank}').read_text()) for rank in range(2)]
-    return {name: (parts[0][i], parts[1][i]) for i, name in enumerate(RUNS)}
+    told = [json.loads((folder / f'runs.json.{rank}').read_text()) for rank in range(2)]
+    return {name: (told[0][i], told[1][i]) for i, name in enumerate([*RUNS, 'failed_saves'])}
+
+
+def facts_of_runs(two):
+    return {name: facts for name, facts in two.items() if name not in ('apart', 'failed_saves')}
 
 
 @pytest.mark.slow
 def test_two_processes_hold_a_part_each(two):
-    for name, parts in two.items():
+    for name, facts in facts_of_runs(two).items():
+        parts = [fact['share'] for fact in facts]
         assert sum(parts) == pytest.approx(1), name
         assert max(parts) < 0.6, name
+
+
+@pytest.mark.slow
+def test_each_block_is_put_together_for_itself(two):
+    for name, facts in facts_of_runs(two).items():
+        if name not in ('two', 'one_two'):  # their model has other blocks
+            assert [fact['sharded_blocks'] for fact in facts] == [2, 2], name
+            assert [fact['blocks'] for fact in facts] == [2, 2], name
+
+
+@pytest.mark.slow
+def test_gradients_are_the_mean_over_processes(two, one):
+    """Losses would not tell: Adam divides any factor away."""
+    expected = sharded_task.grad_norms(one)
+    assert len(expected) == LAST
+    for facts in two['two']:
+        assert facts['grad_norms'] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused(folder, two):
+    """By every process, before training and before anything is written."""
+    for text in (*two['apart'], *(texts[0] for texts in two['failed_saves'])):
+        assert 'machines share' in text
+        assert 'processes 1 do not see what process 0 writes' in text
+    for rank in range(2):
+        assert not list((folder / f'apart_{rank}').glob('iter_*'))
+
+
+@pytest.mark.slow
+def test_all_processes_hear_of_a_state_that_is_not_written(folder, two):
+    (_, first), (_, second) = two['failed_saves']
+    assert 'No space left on device' in first
+    assert 'No space left on device' in second
+    assert not list(folder.glob('*/iter_99*')) + list(folder.glob('*/of_*/*'))
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_published_pretraining_weights_fit_the_detection_backbone(tmp_path):
     from eva_mm.vit import EVAVisionTransformer
 
     sizes = dict(size='tiny', embed_dim=32, depth=2, num_heads=2, mlp_dim=64)
-    source = EVAVisionTransformer(**sizes, img_size=64, patch_size=14, pooling='cls')
+    source = EVAVisionTransformer(**sizes, img_size=56, patch_size=14, pooling='cls')
     extra = {'mask_token': torch.zeros(1, 1, 32), 'lm_head.weight': torch.zeros(8, 32)}
     file = saved(tmp_path, {**source.state_dict(), **extra})
     options = dict(**sizes, img_size=128, pretrain_img_size=64, patch_size=16, window_size=4)

@@ -8,6 +8,9 @@ from ..helpers import load_config, relative_error
 from .pretraining import fixed_teacher
 from .reference import reference_files
 
+# The file has the gradients of the first blocks and of the layers beside them.
+LISTED = ('patch_embed.', 'blocks.0.', 'decoder_embed.', 'decoder_blocks.0.', 'decoder_pred.')
+
 
 @pytest.mark.parametrize('path', reference_files('mae_'))
 def test_encoder_and_decoder(path):
@@ -48,5 +51,8 @@ def test_encoder_and_decoder(path):
     assert relative_error(loss, ref['loss_negated_cosine']) < 1e-4
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert {n for n, g in gradients.items() if g is None} == {'pos_embed', 'decoder_pos_embed'}
+    assert gradients.keys() == published.keys()
+    assert ref['grads'].keys() == {n for n in gradients if n.startswith(LISTED)}
     for name, expected in ref['grads'].items():
         assert relative_error(gradients[name], expected) < 1e-3, name

@@ -1,5 +1,8 @@
 """Samples as the model gets them, and views that come back after some epochs."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,9 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
 
+from eva_mm.engine import image_data
 from eva_mm.engine.exact_data import PositionedIndex
+from eva_mm.engine.unreadable import BrokenImageError
 from eva_mm.errors import InputError, UsageError
 from eva_mm.pretraining.datasets import PretrainingImages
 
@@ -96,24 +101,66 @@ def test_views_come_back_wherever_the_image_stands_in_the_epoch(root):
     places = [4, SIZE + 1, 2 * SIZE, 3 * SIZE + 5, 4 * SIZE + 2]
     views = [dataset[PositionedIndex(3, position=p, seed=1)] for p in places]
     assert [view['cache_slot'] for view in views] == [6, 7, 6, 7, 6]
-    assert same(views[0], views[2])
-    assert same(views[2], views[4])
-    assert same(views[1], views[3])
-    assert not same(views[0], dict(views[1], cache_slot=6))
+    images = [view['image'] for view in views]
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[2], images[4])
+    assert torch.equal(images[1], images[3])
+    assert not torch.equal(images[0], images[1])
     other = dataset[PositionedIndex(3, position=4, seed=2)]
-    assert not same(views[0], other), 'another run has other views'
-    neighbour = dataset[PositionedIndex(4, position=4, seed=1)]
-    assert not torch.equal(neighbour['noise'], views[0]['noise'])
+    assert not torch.equal(images[0], other['image']), 'another run has other views'
 
 
-def test_a_substitute_comes_back_with_the_view(root):
+def test_masks_differ_though_views_come_back(root):
+    dataset = make(root, num_views=1)
+    places = [4, 4, SIZE + 4, 2 * SIZE + 4]
+    first, again, *later = (dataset[PositionedIndex(3, position=p, seed=1)] for p in places)
+    assert same(first, again)
+    assert set(first) == {'image', 'mask', 'noise', 'img_path', 'cache_slot'}
+    for sample in later:
+        assert torch.equal(sample['image'], first['image'])
+        for key in ('mask', 'noise'):
+            assert not torch.equal(sample[key], first[key]), key
+
+
+def test_a_substitute_has_no_slot(root, monkeypatch):
+    """Its features are another image's; the image may well be readable in the next epoch."""
     dataset = make(root, num_views=1, skip_unreadable=True)
-    with open(dataset.get_data_info(3)['img_path'], 'wb') as file:
-        file.write(b'no picture')
-    views = [dataset[PositionedIndex(3, position=e * SIZE, seed=1)] for e in range(4)]
-    assert views[0]['img_path'] != dataset.get_data_info(3)['img_path']
-    assert all(same(view, views[0]) for view in views)
-    assert dataset.num_replaced == 4
+    broken = dataset.get_data_info(3)['img_path']
+    with monkeypatch.context() as patch:
+        patch.setattr(image_data, 'open_rgb', lambda path: fail_at(broken, path))
+        first = dataset[PositionedIndex(3, position=1, seed=1)]
+        neighbour = dataset[PositionedIndex(4, position=2, seed=1)]
+    assert first['img_path'] != broken
+    assert first['cache_slot'] == -1
+    assert neighbour['cache_slot'] == 4
+    second = dataset[PositionedIndex(3, position=SIZE + 1, seed=1)]
+    assert (second['img_path'], second['cache_slot']) == (broken, 3)
+    assert dataset.num_replaced == 1
+
+
+OPEN_RGB = image_data.open_rgb
+
+
+def fail_at(broken, path):
+    if path == broken:
+        raise BrokenImageError(f'cannot read image {path}: Input/output error')
+    return OPEN_RGB(path)
+
+
+def test_digest_is_of_folder_and_content(root, tmp_path):
+    before = make(root).digest()
+    assert make(root).digest() == before
+    moved = shutil.copytree(root, tmp_path / 'other')
+    assert make(str(moved)).digest() != before, 'another folder'
+    path = make(root).get_data_info(SIZE - 1)['img_path']
+    with open(path, 'r+b') as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b'\x7f')
+    changed = make(root).digest()
+    assert changed != before, 'another picture of the same name and size'
+    os.remove(path)
+    os.symlink('nowhere', path)
+    assert make(root).digest() not in (before, changed)
 
 
 def test_slots_are_all_different(root):

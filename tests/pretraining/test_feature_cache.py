@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,61 @@ def test_torn_rows_are_computed_again(cache):
     assert cache.read(np.array([2, 3]))[1].all()
 
 
+def test_a_kill_between_row_and_checksum_leaves_an_empty_slot(cache, monkeypatch):
+    real, calls = os.pwrite, []
+
+    def killed(descriptor, data, offset):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, 'pwrite', killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fetch(torch.tensor([2]), images(1), Teacher())
+    # The checksum says that a row is there, so it must not be first.
+    with open(os.path.join(cache.folder, 'checksums.u32'), 'rb') as file:
+        assert not any(file.read())
+    assert not cache.read(np.array([2]))[1].any()
+
+
+def test_samples_without_a_slot_pass_by(cache):
+    teacher = Teacher()
+    for _ in range(2):
+        rows = cache.fetch(torch.tensor([-1, 3]), images(5, 6), teacher)
+        torch.testing.assert_close(rows, Teacher()(images(5, 6)))
+    assert teacher.seen == 3  # one of the two is known in the second round
+    assert cache.read(np.arange(6))[1].tolist() == [False] * 3 + [True] + [False] * 2
+
+
+def test_what_fp16_cannot_hold_is_not_kept(cache):
+    """Neither rounded to infinity, nor computed wrongly for the images beside it."""
+    teacher = Teacher()
+    for _ in range(2):
+        rows = cache.fetch(torch.tensor([0, 1, 2]), images(1, 70000, float('nan')), teacher)
+        expected = Teacher()(images(1, 70000, float('nan')))
+        torch.testing.assert_close(rows, expected, equal_nan=True)
+    assert teacher.seen == 3 + 2
+    assert cache.read(np.arange(3))[1].tolist() == [True, False, False]
+
+
+def test_closing_returns_the_files(tmp_path):
+    def num_files():
+        return len(os.listdir('/proc/self/fd'))
+
+    before = num_files()
+    cache = FeatureCache(tmp_path / 'cache', 6, SHAPE, IDENTITY)
+    assert num_files() == before + 2
+    cache.close()
+    cache.close()
+    assert num_files() == before
+    dropped = FeatureCache(tmp_path / 'cache', 6, SHAPE, IDENTITY)
+    del dropped
+    assert num_files() == before
+    with pytest.raises(OSError):
+        cache.read(np.array([0]))
+
+
 def _fill(folder, slots):
     cache = FeatureCache(folder, 40, SHAPE, IDENTITY)
     for slot in slots:
@@ -120,6 +176,8 @@ def test_a_folder_of_other_features_is_refused(cache, tmp_path):
 def test_bad_slots_and_small_disks(cache, tmp_path):
     with pytest.raises(InputError, match='cache_slot 2 ... 6 is beyond the 6 slots'):
         cache.read(np.array([6, 2]))
+    with pytest.raises(InputError, match='cache_slot -2 ... 3 is beyond'):
+        cache.read(np.array([-2, 3]))
     with pytest.raises(InputError, match=r'needs \d+\.\d GiB for 10,000,000,000,000 views'):
         FeatureCache(tmp_path / 'large', 10**13, SHAPE, IDENTITY)
     assert not (tmp_path / 'large/meta.json').exists()
@@ -128,10 +186,15 @@ def test_bad_slots_and_small_disks(cache, tmp_path):
 # ------------------------------------------------------------------------------------ in training
 
 
-def run(photos, work_dir, monkeypatch, folder=None, num_views=1):
-    """Nine iterations of four out of twelve images; the losses, and the images per teacher call."""
+def run(photos, work_dir, monkeypatch, folder=None, num_views=1, **changes):
+    """Nine iterations of four out of twelve images; the losses, and the images per teacher call.
+
+    ``changes`` are dotted keys of the config, with '__' for the dot.
+    """
     cfg = small_leaf('eva_g_merged30m', str(photos))
     cfg.work_dir = str(work_dir)
+    # Runs of the same second would share mmengine's loggers otherwise.
+    cfg.experiment_name = str(work_dir).replace('/', '_')
     cfg.train_cfg.update(max_iters=9, val_interval=9)
     cfg.param_scheduler = None
     cfg.randomness = dict(seed=3)
@@ -141,6 +204,7 @@ def run(photos, work_dir, monkeypatch, folder=None, num_views=1):
     cfg.log_level = 'ERROR'
     if folder is not None:
         cfg.custom_hooks = [dict(type='FeatureCacheHook', folder=str(folder))]
+    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in changes.items()})
     runner = Runner.from_cfg(cfg)
     calls, losses = [], []
     teacher = runner.model.teacher
@@ -154,6 +218,9 @@ def run(photos, work_dir, monkeypatch, folder=None, num_views=1):
         runner.model, 'train_step', lambda *a, **k: losses.append(step(*a, **k)) or losses[-1]
     )
     runner.train()
+    assert runner.model.feature_cache is None
+    files = [os.path.realpath(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]
+    assert not any(name.endswith(('.f16', '.u32')) for name in files)
     return [float(log['loss']) for log in losses], calls
 
 
@@ -169,6 +236,46 @@ def test_epochs_that_repeat_need_no_teacher(photos, tmp_path, monkeypatch):
     np.testing.assert_allclose(kept, plain, atol=2e-3)
     meta = json.loads((tmp_path / 'cache/meta.json').read_text())
     assert (meta['num_slots'], meta['num_patches'], meta['feature_dim']) == (12, GRID**2, FEATURES)
+
+
+@pytest.fixture(scope='module')
+def filled(photos, tmp_path_factory):
+    """Cache of a run with seed 3."""
+    root = tmp_path_factory.mktemp('filled')
+    with pytest.MonkeyPatch.context() as patch:
+        run(photos, root / 'run', patch, root / 'cache', train_cfg__max_iters=1)
+    return root / 'cache'
+
+
+@pytest.mark.parametrize(
+    ('key', 'changes'),
+    [
+        ('teacher', dict(model__teacher__model__quick_gelu=False)),
+        ('normalisation', dict(model__data_preprocessor__mean=[0.5, 0.5, 0.5])),
+        ('normalisation', dict(model__data_preprocessor__std=[0.5, 0.5, 0.5])),
+        ('precision', dict(optim_wrapper__on_cpu=True)),
+        ('seed', dict(randomness__seed=4)),
+        ('transforms', dict(train_dataloader__dataset__pipeline__0__flip_prob=0.0)),
+    ],
+)
+def test_features_of_another_run_are_refused(photos, filled, tmp_path, monkeypatch, key, changes):
+    with pytest.raises(InputError, match=f'meta.json is of other features: {key} is '):
+        run(photos, tmp_path, monkeypatch, filled, **changes)
+
+
+def test_other_images_of_the_same_names_are_refused(photos, tmp_path, monkeypatch):
+    own = shutil.copytree(photos, tmp_path / 'photos')
+    run(own, tmp_path / 'a', monkeypatch, tmp_path / 'cache', train_cfg__max_iters=1)
+    shutil.copy(own / 'train/03.png', own / 'train/04.png')
+    with pytest.raises(InputError, match='meta.json is of other features: images is '):
+        run(own, tmp_path / 'b', monkeypatch, tmp_path / 'cache')
+
+
+def test_other_masks_take_the_same_features(photos, filled, tmp_path, monkeypatch):
+    """The teacher sees no mask; fewer hidden patches change the student alone."""
+    changes = dict(train_dataloader__dataset__pipeline__1__num_masked=4, train_cfg__max_iters=1)
+    _, calls = run(photos, tmp_path, monkeypatch, filled, **changes)
+    assert calls == [4, 1]  # of the validation
 
 
 def test_views_that_do_not_repeat_are_refused(photos, tmp_path, monkeypatch):

@@ -96,6 +96,18 @@ def test_initialisation(model):
     assert weight.abs().max() <= bound
     assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
     assert all(block.attn.qkv.bias.abs().sum() == 0 for block in model.blocks)
+    wide = build(LEAF, embed_dim=1024, depth=1, decoder_embed_dim=1024, decoder_depth=1)
+    for token in (wide.cls_token, wide.mask_token):
+        assert float(token.std()) == pytest.approx(0.02, rel=0.1)
+        assert abs(float(token.mean())) < 0.003
+
+
+def test_its_encoder_may_lack_a_key_bias():
+    """As the sizes whose biases are EVA-g's have it."""
+    model = build(LEAF, qkv_bias='qv')
+    image, noise = prepared(model)
+    model.train()(image, noise=noise, mode='loss')['loss'].backward()
+    assert model.blocks[0].attn.q_bias.grad.abs().sum() > 0
 
 
 def test_its_encoder_loads_into_the_plain_backbone(model, tmp_path):
@@ -122,5 +134,7 @@ def test_bad_input(model):
         model(image, mode='loss')
     with pytest.raises(InputError, match=r'\(4, 9\) does not fit 4 images of 4 x 4'):
         model(image, noise=noise[:, :9], mode='loss')
+    with pytest.raises(InputError, match='images of 70 x 56 px, expected 56 x 56 px'):
+        model(torch.zeros(4, 3, 70, 56), noise=noise, mode='loss')
     with pytest.raises(InputError, match='mask_ratio 0.99 keeps 0 of 16'):
         build(LEAF, mask_ratio=0.99)

@@ -178,6 +178,11 @@ def test_what_the_data_lack_is_told():
         model(batch['image'], mode='loss')
     with pytest.raises(InputError, match=r'\(4, 9\) do not fit 4 images of 4 x 4 patches'):
         model(batch['image'], batch['mask'][:, :9], mode='loss')
+    batch['mask'] = torch.zeros_like(batch['mask'])
+    with pytest.raises(InputError, match=r'masks of shape \(4, 16\) hide no patch'):
+        model.data_preprocessor(batch, True)
+    with pytest.raises(InputError, match='images of 42 x 42 px, expected 56 x 56 px'):
+        model(torch.zeros(1, 3, 42, 42), mode='tensor')
     with pytest.raises(ValueError, match="'masked' or 'all', got 'some'"):
         build(LEAF, predict='some')
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS
 from mmengine.runner import LogProcessor
 
 import eva_mm
 from eva_mm.engine.layer_decay import param_group_table
+from eva_mm.pretraining.transforms import ResizeCenterCrop, TwoViewCrop
 
 from ..helpers import load_config
 
@@ -51,7 +52,7 @@ RUNS = {
 }
 MIN_LR, WEIGHT_DECAY, MAX_NORM = 1e-5, 0.05, 3.0
 
-pytestmark = pytest.mark.parametrize('name', RUNS)
+every_leaf = pytest.mark.parametrize('name', RUNS)
 
 
 @pytest.fixture(scope='module')
@@ -71,11 +72,12 @@ def built():
     return _built
 
 
-def test_every_leaf_is_here(name):
+def test_every_leaf_is_here():
     listed = {n.removeprefix('pretrain/') for n in eva_mm.list_configs() if 'pretrain/' in n}
     assert {n for n in listed if not n.startswith(('_base_', 'demo'))} == set(RUNS)
 
 
+@every_leaf
 def test_number_of_trainable_parameters(built, name):
     _, model, _ = built(name)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -83,6 +85,7 @@ def test_number_of_trainable_parameters(built, name):
     assert trained == RUNS[name].trainable - (768 if 'distill' in name else 0)
 
 
+@every_leaf
 def test_decay_and_optimizer(built, name):
     """Vectors, biases, positions and the class token are not decayed; the mask token is."""
     run, (_, model, wrapper) = RUNS[name], built(name)
@@ -124,6 +127,7 @@ def simulated_lr(cfg, lr: float) -> np.ndarray:
     return rates
 
 
+@every_leaf
 def test_mean_rate_of_every_epoch(built, name):
     run, (cfg, _, _) = RUNS[name], built(name)
     expected, found = published_lr(run), simulated_lr(cfg, cfg.optim_wrapper.optimizer.lr)
@@ -136,6 +140,7 @@ def test_mean_rate_of_every_epoch(built, name):
     assert found[-1] == pytest.approx(MIN_LR, rel=1e-3)
 
 
+@every_leaf
 def test_loop_and_batch(built, name):
     run, (cfg, _, _) = RUNS[name], built(name)
     assert cfg.train_cfg.max_iters == run.epochs * run.steps
@@ -150,6 +155,7 @@ def test_loop_and_batch(built, name):
     assert cosine.T_max == cosine.end - cosine.begin
 
 
+@every_leaf
 def test_transforms_fit_the_grids(built, name):
     """One list of transforms per loader, of the grid that student and teacher share."""
     cfg, model, _ = built(name)
@@ -166,6 +172,115 @@ def test_transforms_fit_the_grids(built, name):
     assert model.teacher.grid == model.pos_embed_grid
 
 
+class Data(NamedTuple):
+    """What the student sees, written down by hand."""
+
+    batch: int = 32  # per GPU
+    val_batch: int = 48
+    grid: int = 16
+    mask: dict | None = None
+
+
+BLOCKS = dict(type='BlockMask', grid_size=16, num_masked=105, min_area=16)
+SMALL_BLOCKS = dict(type='BlockMask', grid_size=14, num_masked=75, min_area=16)
+DATA = {
+    'eva_g': Data(mask=BLOCKS),
+    'eva_l': Data(mask=dict(type='MaskNoise', grid_size=16)),
+    'pilot_distill': Data(64, 96, 14),
+    'pilot_regress': Data(64, 96, 14, SMALL_BLOCKS),
+    'pilot_tokenized': Data(64, 96, 14, SMALL_BLOCKS),
+}
+VALIDATION = {'BlockMask': 'AlternatingMask', 'MaskNoise': 'MaskNoise'}
+PHOTOS = {
+    'eva_g': 'data/merged30m/',
+    'eva_l': 'data/imagenet21k/',
+    'pilot': 'data/imagenet/train/',
+}
+
+
+def of(name, table):
+    return next(value for key, value in table.items() if name.startswith(key))
+
+
+@every_leaf
+def test_transforms_have_the_published_arguments(built, name):
+    """Those that are left out have their defaults, so the built transforms are looked at."""
+    cfg, data = built(name)[0], of(name, DATA)
+    built_transforms = [TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline]
+    crop = built_transforms[0]
+    assert type(crop) is TwoViewCrop
+    assert (crop.size, crop.teacher_size, crop.flip_prob) == (224, 224, 0.5)
+    assert tuple(crop.scale) == (0.2, 1.0)
+    assert tuple(crop.ratio) == (3 / 4, 4 / 3)
+    if data.mask and data.mask['type'] == 'BlockMask':
+        mask = built_transforms[1]
+        assert (mask.height, mask.width) == (data.grid, data.grid)
+        assert (mask.num_masked, mask.min_area, mask.tries) == (
+            data.mask['num_masked'],
+            data.mask['min_area'],
+            10,
+        )
+        assert mask.max_area == mask.num_masked
+        assert mask.log_ratio == pytest.approx((math.log(0.3), -math.log(0.3)))
+    masks = [dict(t) for t in cfg.train_dataloader.dataset.pipeline if 'grid_size' in t]
+    assert masks == ([data.mask] if data.mask else [])
+    validation = cfg.val_dataloader.dataset.pipeline
+    crop = TRANSFORMS.build(validation[0])
+    assert type(crop) is ResizeCenterCrop
+    assert (crop.size, crop.resize, crop.teacher_size) == (224, 256, 224)
+    kinds = [dict(t) for t in validation if 'grid_size' in t]
+    assert kinds == (
+        [dict(type=VALIDATION[data.mask['type']], grid_size=data.grid)] if data.mask else []
+    )
+
+
+@every_leaf
+def test_loaders_have_the_published_arguments(built, name):
+    cfg, data = built(name)[0], of(name, DATA)
+    train, validation = cfg.train_dataloader, cfg.val_dataloader
+    assert (train.batch_size, validation.batch_size) == (data.batch, data.val_batch)
+    assert train.sampler == dict(type='ExactInfiniteSampler', shuffle=True)
+    assert validation.sampler == dict(type='DefaultSampler', shuffle=False)
+    assert train.dataset.data_root == of(name, PHOTOS)
+    assert 'num_views' not in train.dataset
+    assert train.dataset.skip_unreadable
+    assert validation.dataset.data_root == 'data/imagenet/val/'
+    assert validation.dataset.test_mode
+    assert cfg.test_dataloader == validation
+    assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'MIMLossMetric'
+
+
+TEACHERS = {
+    'eva_g': ('ViT-L-14', 'openai', 768),
+    'eva_l': ('EVA01-g-14', 'laion400m_s11b_b41k', 1024),
+    'pilot': ('ViT-B-16', 'openai', 512),
+}
+
+
+@every_leaf
+def test_student_and_teacher_have_the_published_arguments(built, name):
+    _, model, wrapper = built(name)
+    rates = [block.drop_path.rate for block in model.blocks]
+    last = 0.0 if 'eva_l' in name else 0.1
+    assert rates == pytest.approx(list(np.linspace(0, last, len(rates))))
+    teacher = model.teacher
+    assert (teacher.name, teacher.weights, teacher.feature_dim) == of(name, TEACHERS)
+    assert teacher.image_size == (224, 224)
+    preprocessor = model.data_preprocessor
+    assert preprocessor.mean.shape == preprocessor.std.shape == (3, 1, 1)
+    assert type(wrapper).__name__ == 'BF16OptimWrapper'
+    if 'eva_l' in name:
+        assert model.num_kept == 64
+        assert len(model.decoder_blocks) == 4
+        assert {block.attn.num_heads for block in model.decoder_blocks} == {16}
+        assert model.decoder_embed.out_features == 512
+    else:
+        assert model.predict == ('all' if 'distill' in name else 'masked')
+    kind = 'CodebookClassification' if 'tokenized' in name else 'CosineRegression'
+    assert type(model.target).__name__ == kind
+
+
+@every_leaf
 def test_losses_of_validation_are_logged_as_they_are(built, name):
     """mmengine would print the mean of this one and those before."""
     cfg, _, _ = built(name)

@@ -1,13 +1,17 @@
 """Targets, the codebook behind one of them, and the metric over a validation set."""
 
+import json
 import math
+import multiprocessing
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 
 from eva_mm.errors import InputError, MissingFileError
 from eva_mm.pretraining.codebook import build_codebook, spherical_kmeans
@@ -59,6 +63,74 @@ def test_classification_of_the_nearest_direction(tokens):
     torch.testing.assert_close(terms['loss'], expected)
     hits = (logits.argmax(-1) == codes)[where].float().mean()
     torch.testing.assert_close(terms['accuracy'], hits)
+
+
+@pytest.mark.parametrize('autocast', [True, False])
+def test_loss_and_codes_are_fp32_under_autocast(autocast):
+    """From the same predictions, in whatever precision these are."""
+    torch.manual_seed(0)
+    where = torch.rand(2, 32) < 0.5
+    prediction, features = torch.randn(2, 32, FEATURES).bfloat16(), torch.randn(2, 32, FEATURES)
+    books, logits = codebook(700), torch.randn(2, 32, 700).bfloat16()
+    similarity = F.cosine_similarity(prediction.double(), features.double(), dim=-1)
+    codes = (features.double() @ F.normalize(books.codes.double(), dim=-1).t()).argmax(-1)
+    entropy = F.cross_entropy(logits[where].double(), codes[where])
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        losses = [
+            CosineRegression().loss(prediction, features, where)['loss'],
+            books.loss(logits, features, where)['loss'],
+        ]
+        found = books.assign(features)
+        rows = CosineRegression().evaluate(prediction, features, where)
+    assert torch.equal(found, codes)
+    assert [loss.dtype for loss in losses] == [torch.float32] * 2
+    # bf16 is off by 1e-3.
+    assert float(losses[0]) == pytest.approx(-float(similarity[where].mean()), rel=1e-6)
+    assert float(losses[1]) == pytest.approx(float(entropy), rel=1e-6)
+    assert rows[0]['loss'] == pytest.approx(-float(similarity[0][where[0]].mean()), rel=1e-6)
+
+
+def test_nothing_hidden_is_no_loss_of_zero(tokens):
+    prediction, features, where = tokens
+    nothing = torch.zeros_like(where)
+    assert CosineRegression().loss(prediction, features, nothing)['loss'].isnan()
+    where = where.clone()
+    where[1] = False
+    with pytest.raises(InputError, match='an image of the batch has no hidden patch'):
+        MIMLossMetric().process({}, CosineRegression().evaluate(prediction, features, where))
+
+
+def _evaluate_share(rank, rows, folder):
+    """What one of two processes finds: every second of seven images, the eighth repeated."""
+    dist.init_process_group('gloo', f'file://{folder}/meet', rank=rank, world_size=2)
+    metric = MIMLossMetric()
+    for row in [*rows, rows[0]][rank::2]:
+        metric.process({}, [row])
+    (folder / f'{rank}.json').write_text(json.dumps(metric.evaluate(len(rows))))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('target', [CosineRegression(), codebook()], ids=lambda t: type(t).__name__)
+def test_metric_of_two_processes_counts_each_image_once(target, tmp_path):
+    torch.manual_seed(0)
+    prediction = torch.randn(7, 16, target.output_dim(FEATURES))
+    where = torch.rand(7, 16) < torch.linspace(0.3, 1, 7)[:, None]
+    rows = target.evaluate(prediction, torch.randn(7, 16, FEATURES) + 1, where)
+    metric = MIMLossMetric()
+    for part in (rows[:3], rows):  # epochs do not add up
+        metric.process({}, part)
+        alone = metric.evaluate(len(part))
+    losses = [row['loss'] for row in rows]
+    assert alone['pretrain/loss'] == pytest.approx(sum(losses) / 7, rel=1e-12)
+    context = multiprocessing.get_context('fork')
+    share = [context.Process(target=_evaluate_share, args=(r, rows, tmp_path)) for r in (0, 1)]
+    for process in share:
+        process.start()
+    for process in share:
+        process.join(60)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f'{rank}.json').read_text())
+        assert found == pytest.approx(alone, rel=1e-12)
 
 
 @pytest.mark.parametrize('sizes', [(3,), (1, 2)])
@@ -128,12 +200,20 @@ def test_codebook_of_a_config_and_training_with_it(photos, tmp_path):
     assert book.codes.shape == (16, FEATURES)
     assert int(book.counts.sum()) == 50
     model = build('pilot_tokenized_short', target=dict(codebook=file))
-    model.target.load()
+    model.target.load(model.teacher)
     torch.testing.assert_close(model.target.codes, book.codes)
     assert not any('codes' in name for name in model.state_dict())
     batch = model.data_preprocessor(random_batch())
     loss = model(batch['image'], batch['mask'], mode='loss')['loss']
     assert float(loss) == pytest.approx(math.log(16), abs=0.3)  # of a fresh model
+    other = build(
+        'pilot_tokenized_short',
+        target=dict(codebook=file),
+        teacher=dict(model=dict(quick_gelu=False)),
+    )
+    expected = r'codes.pth is of the features of CLIP \(None, \w{12}\), expected CLIP \(None'
+    with pytest.raises(InputError, match=expected):
+        other(batch['image'], batch['mask'], mode='loss')
 
 
 @pytest.mark.slow
@@ -154,15 +234,18 @@ def test_tool_writes_the_file_that_the_config_names(photos, tmp_path):
 
 
 def test_bad_codebooks(tmp_path):
+    teacher = MODELS.build(small_leaf('pilot_tokenized_short').model.teacher)
+    meta = dict(teacher_digest=teacher.digest())
     target = CodebookClassification(str(tmp_path / 'none.pth'), 5, FEATURES)
     with pytest.raises(MissingFileError, match='none.pth does not exist: tools/build_codebook.py'):
-        target.load()
+        target.load(teacher)
     for content, message in (
-        (dict(codes=torch.zeros(5, 8)), r'codes of 5 x 8, expected 5 x 24'),
+        (dict(codes=torch.zeros(5, 8), meta=meta), r'codes of 5 x 8, expected 5 x 24'),
         (dict(weights=torch.zeros(5, 8)), r'no codebook: it holds'),
+        (dict(codes=torch.zeros(5, FEATURES)), r'a teacher that it does not tell the digest of'),
     ):
         torch.save(content, tmp_path / 'codes.pth')
         with pytest.raises(InputError, match=message):
-            CodebookClassification(str(tmp_path / 'codes.pth'), 5, FEATURES).load()
+            CodebookClassification(str(tmp_path / 'codes.pth'), 5, FEATURES).load(teacher)
     with pytest.raises(InputError, match='feature_dim is 24, but the teacher has features of 32'):
         codebook().output_dim(32)

@@ -4,8 +4,13 @@
 #
 # Precision: bf16 autocast on GPUs that have it, fp32 elsewhere. The published runs use fp16 with a
 # dynamic loss scale under DeepSpeed; for that set `optim_wrapper.type='AmpOptimWrapper'`,
-# `optim_wrapper.dtype='float16'`, `optim_wrapper.loss_scale='dynamic'`. Norms and loss are fp32 as
-# published, the softmax is left to the attention kernel.
+# `optim_wrapper.dtype='float16'` and, as published (65,536 at first, doubled after 500 good steps),
+# `optim_wrapper.loss_scale.init_scale=65536`, `optim_wrapper.loss_scale.growth_interval=500`. Its
+# hysteresis, two overflows before the scale is halved, has no counterpart in torch's GradScaler.
+# Norms and loss are fp32 as published, the softmax is left to the attention kernel.
+#
+# Validation is fp32. The published one is under fp16 autocast, which is faster on GPUs:
+# `val_cfg.fp16=True` and `test_cfg.fp16=True` do so.
 # `optim_wrapper.optimizer.fused=True` takes the fused AdamW.
 optim_wrapper = dict(
     type='BF16OptimWrapper',

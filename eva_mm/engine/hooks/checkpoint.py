@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from eva_mm.engine.saving import TEMPORARY, write_whole
+from eva_mm.engine.saving import TEMPORARY, put_all_back, write_whole
 
 
 @HOOKS.register_module()
@@ -40,6 +40,7 @@ class SafeCheckpointHook(CheckpointHook):
                 'non_finite_iter_*',
             )
             for folder in {str(self.out_dir), runner.work_dir}:
+                put_all_back(folder)
                 for name in names:
                     for path in glob.glob(osp.join(glob.escape(folder), name + TEMPORARY)):
                         runner.logger.info(f'{path}, left by a killed run, is removed')
@@ -90,6 +91,8 @@ class SafeCheckpointHook(CheckpointHook):
         return steps[: -self.max_keep_ckpts]
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not hasattr(self, 'file_backend'):
+            return  # a validation by itself, Runner.val(), has nothing to save
         with self._removing_last() as later:
             super()._save_best_checkpoint(runner, metrics)
         for path in later.paths - self._best_paths():

@@ -42,11 +42,16 @@ class IterationSeedHook(Hook):
         Raises:
             RuntimeError: processes begin at different iterations or with different seeds.
         """
-        starts = all_gather_object((runner.iter, runner.seed))
-        if len(set(starts)) > 1:
+        iterations, seeds = zip(*all_gather_object((runner.iter, runner.seed)))
+        if len(set(iterations)) > 1:
             raise RuntimeError(
-                f'processes start at different (iteration, seed): {starts}; a resumed run needs a '
-                f'work dir that all machines see'
+                f'processes start at different iterations: {list(iterations)}; a resumed run needs '
+                f'a work dir that all machines see'
+            )
+        if len(set(seeds)) > 1:
+            raise RuntimeError(
+                f'processes have different seeds: {list(seeds)}; leave randomness.diff_rank_seed '
+                f'out, their random numbers differ without it'
             )
         for problem in _inexact(runner):
             runner.logger.log(logging.WARNING, f'a resumed run will differ: {problem}')

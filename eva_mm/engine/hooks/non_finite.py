@@ -319,12 +319,12 @@ def make_record(
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict`` with shards put together; on the CPU on rank 0, as it is elsewhere."""
+    """The ``state_dict`` with shards put together: on rank 0, on the CPU; elsewhere nothing."""
     state = {}
     for name, value in model.state_dict().items():
         value = value.full_tensor() if hasattr(value, 'full_tensor') else value
-        if isinstance(value, Tensor):
-            state[name] = value.detach().cpu() if get_rank() == 0 else value
+        if isinstance(value, Tensor) and get_rank() == 0:
+            state[name] = value.detach().cpu()
     return state
 
 
