@@ -46,7 +46,7 @@ def test_geometric_rule_with_searched_ratio(src, dst):
 
 @pytest.mark.parametrize(('src', 'dst'), [(31, 39), (31, 25), (3, 9)])
 def test_linear_rule(src, dst):
-    table = torch.randn(src, 4)
+    table = torch.randn(src, 4, dtype=torch.float64)
     expected = F.interpolate(table.T[None], size=dst, mode='linear', align_corners=False)[0].T
     assert torch.allclose(resize_rel_pos(table, dst), expected, atol=1e-6)
 

@@ -85,6 +85,8 @@ def start(args, hub, home, **environment):
             [sys.executable, *map(str, args)],
             env={**tool_environment(hub, home), **environment},
             cwd=ROOT,
+            # A test started in the background of a shell ignores the signal, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
