@@ -12,19 +12,10 @@ Proved:     logits, loss (without smoothing) and gradients equal the authors' co
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """
 
-_base_ = [
-    '../_base_/models/eva_g_classifier.py',
-    '../_base_/datasets/imagenet_1k.py',
-    '../_base_/schedules/eva_cls.py',
-    '../_base_/mmengine_runtime.py',
-]
-custom_imports = dict(imports=['eva_mm.classification'], allow_failed_imports=False)
+_base_ = './eva_clip_ft_224.py'
 
 image_size = 336
-model = dict(
-    img_size=image_size,
-    allowed_missing=['head.*', 'fc_norm.*'],
-)
+model = dict(img_size=image_size)
 
 train_pipeline = [
     dict(
@@ -36,41 +27,6 @@ train_pipeline = [
     ),
 ]
 test_pipeline = [dict(type='TimmTransform', size=image_size, crop_pct=1.0)]
-train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=24, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-
-epochs, warm_up = 20, 2
-# 1,281,167 images at 512, without the rest.
-epoch_length = 2502
-train_cfg = dict(
-    type='IterBasedTrainLoop', max_iters=epochs * epoch_length, val_interval=epoch_length
-)
-val_cfg = dict(type='RawAndAveragedValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    paramwise_cfg=dict(layer_decay=0.9),
-    optimizer=dict(lr=3e-5),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-20, by_epoch=False, end=warm_up * epoch_length),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=False,
-        begin=warm_up * epoch_length,
-        end=epochs * epoch_length,
-        T_max=(epochs - warm_up) * epoch_length,
-        eta_min_ratio=0,
-    ),
-]
-auto_scale_lr = dict(enable=False, base_batch_size=512)
-# The released weights are those of the best epoch of this average.
-custom_hooks = [dict(type='EVAEMAHook', decay=0.9999)]
-default_hooks = dict(
-    class_count=dict(type='ClassCountHook'),
-    checkpoint=dict(
-        interval=epoch_length, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'
-    ),
-)
-# Its head is the projection to the space that texts share; the norm before it is left aside.
-load_from = 'eva://eva_clip_vision_enc'

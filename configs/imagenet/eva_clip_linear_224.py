@@ -16,7 +16,7 @@ _base_ = [
     '../_base_/models/eva_g_classifier.py',
     '../_base_/datasets/imagenet_1k.py',
     '../_base_/schedules/eva_cls.py',
-    '../_base_/mmengine_runtime.py',
+    '../_base_/imagenet_1k_runtime.py',
 ]
 custom_imports = dict(imports=['eva_mm.classification'], allow_failed_imports=False)
 
@@ -49,7 +49,6 @@ train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=epochs * epoch_length, val_interval=epoch_length
 )
 val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 # LARS on the head alone, one rate for all of it.
 optim_wrapper = dict(
     paramwise_cfg=dict(_delete_=True, layer_decay=1.0),
@@ -75,11 +74,6 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16000)
 custom_hooks = [dict(type='BroadcastBuffersHook')]
-default_hooks = dict(
-    class_count=dict(type='ClassCountHook'),
-    checkpoint=dict(
-        interval=epoch_length, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'
-    ),
-)
+default_hooks = dict(checkpoint=dict(interval=epoch_length))
 # Its head is the projection to the space that texts share.
 load_from = 'eva://eva_clip_vision_enc'

@@ -12,74 +12,17 @@ Proved:     the blocks are EVA-g's, whose logits and gradients equal the authors
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """
 
-_base_ = [
-    '../_base_/models/eva_g_classifier.py',
-    '../_base_/datasets/imagenet_1k.py',
-    '../_base_/schedules/eva_cls.py',
-    '../_base_/mmengine_runtime.py',
-]
-custom_imports = dict(imports=['eva_mm.classification'], allow_failed_imports=False)
+_base_ = './eva_clip_linear_224.py'
 
 image_size = 336
-# Batch normalisation without affine parameters and a linear layer, on frozen features.
-model = dict(
-    img_size=image_size,
-    pooling='cls',
-    linear_probe=True,
-    drop_path_rate=0.0,
-    label_smoothing=0.0,
-    activation_checkpointing=False,
-    allowed_missing=['head.*'],
-    allowed_unexpected=['head.weight', 'head.bias'],
-)
+model = dict(img_size=image_size)
 
 train_pipeline = [
     dict(type='CropWithoutRetry', size=image_size, scale=(0.08, 1.0)),
     dict(type='FlipToTensor', prob=0.5),
 ]
 test_pipeline = [dict(type='TimmTransform', size=image_size, crop_pct=1.0)]
-train_dataloader = dict(batch_size=400, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=600, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-
-epochs, warm_up = 90, 10
-# 1,281,167 images at 16,000, without the rest.
-epoch_length = 80
-train_cfg = dict(
-    type='IterBasedTrainLoop', max_iters=epochs * epoch_length, val_interval=epoch_length
-)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-# LARS on the head alone, one rate for all of it.
-optim_wrapper = dict(
-    paramwise_cfg=dict(_delete_=True, layer_decay=1.0),
-    optimizer=dict(
-        _delete_=True,
-        type='EVALARS',
-        lr=0.6,
-        momentum=0.9,
-        weight_decay=0.0,
-        trust_coefficient=0.001,
-    ),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-20, by_epoch=False, end=warm_up * epoch_length),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=False,
-        begin=warm_up * epoch_length,
-        end=epochs * epoch_length,
-        T_max=(epochs - warm_up) * epoch_length,
-        eta_min_ratio=0,
-    ),
-]
-auto_scale_lr = dict(enable=False, base_batch_size=16000)
-custom_hooks = [dict(type='BroadcastBuffersHook')]
-default_hooks = dict(
-    class_count=dict(type='ClassCountHook'),
-    checkpoint=dict(
-        interval=epoch_length, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'
-    ),
-)
-# Its head is the projection to the space that texts share.
-load_from = 'eva://eva_clip_vision_enc'
+optim_wrapper = dict(optimizer=dict(lr=0.6))

@@ -16,7 +16,7 @@ _base_ = [
     '../_base_/models/eva_g_classifier.py',
     '../_base_/datasets/imagenet_1k.py',
     '../_base_/schedules/eva_cls.py',
-    '../_base_/mmengine_runtime.py',
+    '../_base_/imagenet_1k_runtime.py',
 ]
 custom_imports = dict(imports=['eva_mm.classification'], allow_failed_imports=False)
 
@@ -46,8 +46,6 @@ epoch_length = 2502
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=epochs * epoch_length, val_interval=epoch_length
 )
-val_cfg = dict(type='RawAndAveragedValLoop')
-test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay=0.95),
     optimizer=dict(lr=3e-5),
@@ -64,13 +62,6 @@ param_scheduler = [
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=512)
-# The released weights are those of the best epoch of this average.
-custom_hooks = [dict(type='EVAEMAHook', decay=0.9999)]
-default_hooks = dict(
-    class_count=dict(type='ClassCountHook'),
-    checkpoint=dict(
-        interval=epoch_length, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'
-    ),
-)
+default_hooks = dict(checkpoint=dict(interval=epoch_length))
 # Its head has another number of classes; the rest is taken over.
 load_from = 'eva://eva_21k_224px'

@@ -19,22 +19,10 @@ Proved:     the blocks are those of masked image modelling, whose prediction and
             (tests/classification/test_schedules.py). The accuracy was not measured here.
 """
 
-_base_ = [
-    '../_base_/models/eva_l_classifier.py',
-    '../_base_/datasets/imagenet_1k.py',
-    '../_base_/schedules/eva_cls.py',
-    '../_base_/mmengine_runtime.py',
-]
-custom_imports = dict(imports=['eva_mm.classification'], allow_failed_imports=False)
+_base_ = './eva_l_in1k_196.py'
 
 image_size = 336
-model = dict(
-    img_size=image_size,
-    allowed_missing=['head.*', 'fc_norm.*'],
-    data_preprocessor=dict(
-        mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=1000)
-    ),
-)
+model = dict(img_size=image_size)
 
 train_pipeline = [
     dict(
@@ -46,39 +34,6 @@ train_pipeline = [
     ),
 ]
 test_pipeline = [dict(type='TimmTransform', size=image_size, crop_pct=1.0)]
-train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=48, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-
-epochs, warm_up = 50, 5
-# 1,281,167 images at 1024, without the rest.
-epoch_length = 1251
-train_cfg = dict(
-    type='IterBasedTrainLoop', max_iters=epochs * epoch_length, val_interval=epoch_length
-)
-val_cfg = dict(type='RawAndAveragedValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    paramwise_cfg=dict(layer_decay=0.8),
-    optimizer=dict(lr=2e-4),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-20, by_epoch=False, end=warm_up * epoch_length),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=False,
-        begin=warm_up * epoch_length,
-        end=epochs * epoch_length,
-        T_max=(epochs - warm_up) * epoch_length,
-        eta_min_ratio=0,
-    ),
-]
-auto_scale_lr = dict(enable=False, base_batch_size=1024)
-custom_hooks = [dict(type='EVAEMAHook', decay=0.9999)]
-default_hooks = dict(
-    class_count=dict(type='ClassCountHook'),
-    checkpoint=dict(
-        interval=epoch_length, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'
-    ),
-)
-load_from = 'eva://eva_l_psz14'
