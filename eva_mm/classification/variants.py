@@ -349,8 +349,8 @@ class Row(NamedTuple):
 def evaluate_variants(cfg: Config, names: str) -> str:
     """Evaluate a checkpoint on variants; what ``tools/test.py --variants`` does.
 
-    The model is built and loaded once. Data that are not there are told of, and the rest runs;
-    data that are there are all looked at before the first image is computed.
+    The model is built and loaded once. Of 'all', data that are not there are told of, and the rest
+    runs; data that are there are all looked at before the first image is computed.
 
     Args:
         cfg: of a test, with ``load_from``. Its ``variants.sets`` maps the name of a variant to
@@ -363,14 +363,14 @@ def evaluate_variants(cfg: Config, names: str) -> str:
         The table, as it is printed; ``variants.json`` in the work dir has the same numbers.
 
     Raises:
-        UsageError: an unknown name, or none of the data is there.
+        UsageError: an unknown name, or data of a name are not there, or with 'all' none.
         InputError: a data set is there but not as it should be.
     """
     sets = _chosen(cfg, names)
     present = {k: v for k, v in sets.items() if os.path.isdir(v.dataset.data_root)}
     absent = _describe_absent(v for k, v in sets.items() if k not in present)
-    if not present:
-        raise UsageError(f'--variants {names}: none of the data is there\n{absent}')
+    if absent and (names != 'all' or not present):
+        raise UsageError(f'--variants {names}: data are not there\n{absent}')
     if absent:
         print_log(absent, 'current', level=30)
     init_default_scope(cfg.get('default_scope', 'mmengine'))

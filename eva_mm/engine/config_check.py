@@ -1,4 +1,4 @@
-"""Warn of misspelt config keys, which mmengine takes in silence.
+"""Warn of config keys and options without effect, which mmengine takes in silence.
 
 Every dictionary with a ``type`` is held against the signature of what that type builds, with
 ``**kwargs`` followed to the base classes; top-level keys are held against the Runner's. Where
@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine import registry as mmengine_registry
@@ -19,6 +19,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry
 from mmengine.runner import Runner
+
+from .batch_scaling import as_list
 
 # Keys that a builder takes out, or a caller reads, before the component sees the dictionary.
 _EVERYWHERE = {'type', '_scope_', '_delete_'}
@@ -33,11 +35,17 @@ _BY_ROLE = {
     'runner': {'runner_type'},
 }
 # Names at the top of a config that the Runner does not take but a tool or a builder reads.
-_TOP = {
-    'accumulate', 'auto_scale_lr', 'backend_args', 'base_batch_size', 'custom_imports', 'env_cfg',
-    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'tta_model', 'tta_pipeline',
-    'vis_backends', 'dataset_type', 'data_root', 'train_pipeline', 'test_pipeline', 'val_pipeline',
+_READ_LATER = {
+    'accumulate', 'auto_scale_lr', 'base_batch_size', 'compile', 'custom_imports', 'env_cfg',
+    'find_unused_parameters', 'fit_config', 'model_wrapper_cfg', 'own_class_templates', 'own_data',
+    'predictor', 'runner_type', 'tta_model', 'tta_pipeline', 'variants',
 }  # fmt: skip
+# Names that configs use for themselves, by habit.
+_VARIABLES = {
+    'backend_args', 'data_root', 'dataset_type', 'test_pipeline', 'train_pipeline', 'val_pipeline',
+    'vis_backends',
+}  # fmt: skip
+_TOLD = 5  # places that a warning names
 # Dictionaries without a type whose keys are read one by one, by the key that holds them. mmdet's
 # train_cfg and test_cfg of two-stage detectors, and what EVACascadeRoIHead adds to them.
 _STAGE = {'assigner', 'sampler', 'allowed_border', 'pos_weight', 'mask_size', 'debug'}
@@ -93,6 +101,102 @@ def check_config(cfg: Config) -> list[str]:
     return warnings
 
 
+def check_options(cfg: Config, overrides: Mapping[str, Any]) -> list[str]:
+    """Warn of each `--cfg-options` entry that is misspelt, or does not do what one may think.
+
+    The latter are variables that the config has used while it was read, and a length of the run
+    without that of its schedule.
+
+    Args:
+        cfg (Config): Before the options are merged.
+        overrides (Mapping): Dotted key -> value.
+
+    Returns:
+        list[str]: The warnings.
+    """
+    warnings = [
+        *_misspelt_options(cfg, overrides),
+        *_spent_variables(cfg, overrides),
+        *_another_length(cfg, overrides),
+    ]
+    for text in warnings:
+        print_log(text, logger='current', level=logging.WARNING)
+    return warnings
+
+
+def _misspelt_options(cfg: Config, overrides: Iterable[str]) -> Iterator[str]:
+    """One for each dotted key that the config lacks while its level has a near one."""
+    for dotted in overrides:
+        node: Any = cfg
+        parts = dotted.split('.')
+        for index, part in enumerate(parts):
+            if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit():
+                node = node[int(part)] if int(part) < len(node) else None
+            elif isinstance(node, (Mapping, Config)) and part in node:
+                node = node[part]
+            else:
+                known = [str(k) for k in node] if isinstance(node, (Mapping, Config)) else []
+                if near := _nearest(part, known, 0.7):
+                    meant = '.'.join([*parts[:index], near, *parts[index + 1 :]])
+                    yield f'--cfg-options {dotted} is new to the config; {meant}?'
+                break
+
+
+def _spent_variables(cfg: Config, overrides: Iterable[str]) -> Iterator[str]:
+    """One for each top-level name that the config alone uses, which is over when options come."""
+    read = _runner_arguments() | _READ_LATER
+    if 'fit_config' in cfg:
+        read.add('data_root')
+    for name in dict.fromkeys(dotted.partition('.')[0] for dotted in overrides):
+        if name not in cfg or name in read:
+            continue
+        places = [path for path, value in _leaves(cfg) if _made_from(value, cfg[name])]
+        if len(places) > _TOLD:
+            places[_TOLD:] = [f'{len(places) - _TOLD} more']
+        instead = f'; the places that hold it: {", ".join(places)}' if places else ''
+        yield (
+            f'--cfg-options {name} changes nothing: it is a variable, used while the config was '
+            f'read. Set the keys that were made from it{instead}'
+        )
+
+
+def _another_length(cfg: Config, overrides: Mapping[str, Any]) -> Iterator[str]:
+    """One for a run that ends before, or goes on behind, the end of its schedule."""
+    length = overrides.get('train_cfg.max_iters')
+    schedulers = as_list(cfg.get('param_scheduler'))
+    if not isinstance(length, int) or any(key.startswith('param_scheduler') for key in overrides):
+        return
+    ends = [s['end'] for s in schedulers if not s.get('by_epoch', True) and 'end' in s]
+    milestones = [
+        m for s in schedulers if not s.get('by_epoch', True) for m in s.get('milestones', ())
+    ]
+    last = max([*ends, *milestones], default=length)
+    if last > length or (max(ends, default=0) == cfg.train_cfg.get('max_iters') != length):
+        yield (
+            f'--cfg-options train_cfg.max_iters={length} changes the length of the run and not its '
+            f'learning rate, whose schedule goes to iteration {last:,}: set param_scheduler too'
+        )
+
+
+def _leaves(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is below the top and no container."""
+    if isinstance(node, (Mapping, Config)):
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    else:
+        items = ()
+        if '.' in path:
+            yield path, node
+    for key, value in items:
+        yield from _leaves(value, f'{path}.{key}' if path else str(key))
+
+
+def _made_from(value: Any, variable: Any) -> bool:
+    """Whether a text begins with the variable's; equal numbers may be so by chance."""
+    return isinstance(variable, str) and isinstance(value, str) and value.startswith(variable)
+
+
 class _Classes:
     """Finds what a ``type`` builds, in any registry of the config's scope and of mmengine."""
 
@@ -114,8 +218,12 @@ class _Classes:
         return list(dict.fromkeys(found))
 
 
+def _runner_arguments() -> set[str]:
+    return set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+
+
 def _check_top(cfg: Config) -> Iterator[str]:
-    known = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | _TOP
+    known = _runner_arguments() | _READ_LATER | _VARIABLES
     for key in cfg:
         # A config may hold variables of any name: only what is nearly a known key is told.
         if key not in known and (near := _nearest(key, known, 0.85)):

@@ -27,7 +27,7 @@ from eva_mm.zoo.table import SCHEME, find_model, suggest_scheme
 
 from .accumulation import set_accumulation
 from .batch_scaling import scale_to_images
-from .config_check import check_config
+from .config_check import check_config, check_options
 from .hooks.non_finite import NonFiniteError
 from .optim_wrapper import gpu_has_bf16
 from .processes import (
@@ -104,7 +104,8 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config
     Args:
         path (str): A file, or a name as in `eva_mm.get_config` (`'lvis/eva_cascade'`).
         overrides (Mapping, optional): Dotted key -> value. A key that is not in the config while a
-            near one is, is warned about: mmengine would take it in silence.
+            near one is, is warned about: mmengine would take it in silence; and so is a variable
+            that the config has used while it was read.
 
     Raises:
         UsageError: No such config (lists near names), or one that cannot be parsed.
@@ -116,7 +117,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Config
     except SyntaxError as error:
         raise UsageError(f'config {file} is no Python: {error}') from error
     if overrides:
-        warn_of_misspelt_keys(cfg, overrides)
+        check_options(cfg, overrides)
         cfg.merge_from_dict(dict(overrides))
     if not any(map(told_rank, ('pytorch', 'slurm', 'mpi'))):
         check_config(cfg)
@@ -136,33 +137,6 @@ def find_config(path: str) -> str:
     wanted = Path(path).with_suffix('.py').as_posix()
     near = difflib.get_close_matches(wanted, list(dict.fromkeys(beside)), n=5, cutoff=0.5)
     raise UsageError(f'config {path} not found' + (f'; near: {", ".join(near)}' if near else ''))
-
-
-def warn_of_misspelt_keys(cfg: Config, overrides: Mapping[str, Any]) -> list[str]:
-    """Warn of each dotted key that the config lacks while its level has a near one.
-
-    Returns:
-        list[str]: The warnings.
-    """
-    warnings = []
-    for dotted in overrides:
-        node: Any = cfg
-        parts = dotted.split('.')
-        for index, part in enumerate(parts):
-            if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit():
-                node = node[int(part)] if int(part) < len(node) else None
-            elif isinstance(node, (Mapping, Config)) and part in node:
-                node = node[part]
-            else:
-                known = [str(k) for k in node] if isinstance(node, (Mapping, Config)) else []
-                near = difflib.get_close_matches(part, known, n=1, cutoff=0.7)
-                if near:
-                    meant = '.'.join([*parts[:index], near[0], *parts[index + 1 :]])
-                    warnings.append(f'--cfg-options {dotted} is new to the config; {meant}?')
-                break
-    for text in warnings:
-        print_log(text, logger='current', level=30)
-    return warnings
 
 
 def default_work_dir(config: str) -> str:

@@ -1,11 +1,11 @@
-"""Misspelt keys are told with the nearest known name; the shipped configs are silent."""
+"""Misspelt keys, spent variables and other options without effect; our configs are silent."""
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import eva_mm
-from eva_mm.engine.config_check import accepted_arguments, check_config
+from eva_mm.engine.config_check import accepted_arguments, check_config, check_options
 
 pytest.importorskip('mmdet')
 CONFIGS = [name for name in eva_mm.list_configs() if '_base_' not in name]
@@ -69,6 +69,52 @@ def test_misspelt_keys(cfg, key, near):
         assert warning.endswith(f"'{near}'?")
     else:
         assert 'it takes' in warning
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('optim_wrapper.optimizer.weigth_decay', 'optim_wrapper.optimizer.weight_decay'),
+        ('optm_wrapper.optimizer.lr', 'optim_wrapper.optimizer.lr'),
+        ('param_scheduler.1.milestone', 'param_scheduler.1.milestones'),
+        ('train_dataloader.batch_size', None),
+        ('model.backbone.init_cfg.checkpoint', None),
+    ],
+)
+def test_misspelt_options(cfg, key, meant):
+    warnings = check_options(cfg, {key: 1})
+    assert [w.split('; ')[1] for w in warnings] == ([f'{meant}?'] if meant else [])
+
+
+def test_a_variable_that_the_config_alone_uses():
+    cfg = eva_mm.get_config('demo/pretrain')
+    (warning,) = check_options(cfg, {'data_root': 'elsewhere/', 'load_from': None})
+    assert warning.startswith('--cfg-options data_root changes nothing')
+    (place,) = [w for w in warning.split() if w.startswith('train_dataloader')]
+    node = cfg
+    for part in place.rstrip(',').split('.'):
+        node = node[int(part)] if part.isdigit() else node[part]
+    assert node.startswith(cfg.data_root)
+
+
+def test_a_variable_that_is_read_later():
+    cfg = eva_mm.get_config('coco/eva_cascade_finetune')
+    assert check_options(cfg, {'data_root': 'elsewhere', 'own_data.epochs': 3}) == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'length', 'told'),
+    [
+        ('lvis/eva_cascade', 70000, '75,000'),
+        ('lvis/eva_cascade', 80000, None),  # the last step stays the last
+        ('imagenet/eva_g_in1k_336', 25020, None),
+        ('imagenet/eva_g_in1k_336', 25021, '25,020'),
+        ('imagenet/eva_g_in1k_336', 100, '25,020'),
+    ],
+)
+def test_a_length_without_its_schedule(name, length, told):
+    warnings = check_options(eva_mm.get_config(name), {'train_cfg.max_iters': length})
+    assert [told in w for w in warnings] == ([True] if told else [])
 
 
 def test_entries_of_lists_are_named_by_their_number(cfg):

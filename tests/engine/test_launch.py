@@ -35,21 +35,6 @@ def test_near_names_of_a_config_that_is_not_there(config):
         launch.find_config(config.replace('small', 'smll'))
 
 
-@pytest.mark.parametrize(
-    ('key', 'meant'),
-    [
-        ('optim_wrapper.optimizer.weigth_decay', 'optim_wrapper.optimizer.weight_decay'),
-        ('optm_wrapper.optimizer.lr', 'optim_wrapper.optimizer.lr'),
-        ('param_scheduler.1.milestone', 'param_scheduler.1.milestones'),
-        ('train_dataloader.batch_size', None),
-        ('model.backbone.init_cfg.checkpoint', None),
-    ],
-)
-def test_misspelt_options(config, key, meant):
-    warnings = launch.warn_of_misspelt_keys(Config.fromfile(config), {key: 1})
-    assert [w.split('; ')[1] for w in warnings] == ([f'{meant}?'] if meant else [])
-
-
 def test_command_line_precedes_the_config(config):
     cfg = launch.prepare_train_config(
         config, {'train_cfg.max_iters': 7, 'work_dir': 'a'}, work_dir='b', launcher='pytorch'
