@@ -143,7 +143,9 @@ def install_lines(name: str, asked_by: str | None = None) -> str:
         lines.append(f'MMCV_WITH_OPS=1 pip install --no-build-isolation -r {folder / "mmcv.txt"}')
     file = HOSTS[asked_by or name].requirements
     if file != 'mmcv.txt':
-        lines.append(f'pip install -r {folder / file}')
+        # mmaction2 asks for a second OpenCV, whose files would replace those of the first.
+        alone = '--no-deps ' if file == 'video.txt' else ''
+        lines.append(f'pip install {alone}-r {folder / file}')
     return '\n'.join(f'    {line}' for line in lines)
 
 
@@ -268,3 +270,27 @@ def mend_mmaction_functions() -> None:
     from mmaction.registry import FUNCTION
 
     FUNCTION._locations = [name for name in FUNCTION._locations if name != 'mmaction.mmengine']
+
+
+def mend_mmaction_file_client() -> None:
+    """Let mmaction2 read files by mmengine's file backends, without a warning per process.
+
+    mmaction2 1.2.0's transforms (mmaction/datasets/transforms/loading.py) read through mmengine's
+    ``FileClient``, which announces its removal on the standard output whenever it is built.
+
+    Removal: once they use ``mmengine.fileio.get_file_backend``.
+    """
+    from mmaction.datasets.transforms import loading
+    from mmengine.fileio import get_file_backend
+
+    class Files:
+        """What of ``FileClient`` is used there."""
+
+        def __init__(self, backend: str = 'disk', **kwargs: object):
+            name = 'local' if backend == 'disk' else backend
+            self._backend = get_file_backend(backend_args=dict(backend=name, **kwargs))
+
+        def get(self, path: str) -> bytes:
+            return self._backend.get(path)
+
+    loading.FileClient = Files

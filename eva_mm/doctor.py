@@ -71,7 +71,22 @@ if torch.cuda.is_available():
         name: f'import {name}\nanswer = dict(version={name}.__version__)\n'
         for name in ('mmengine', 'mmdet', 'mmseg')
     },
+    'mmaction': f"""
+import importlib.util, sys
+if importlib.util.find_spec('mmaction') is None:  # before what it stands on is missed
+    raise ModuleNotFoundError("No module named 'mmaction'")
+sys.path.append({str(Path(eva_mm.__file__).resolve().parents[1])!r})
+from eva_mm import compat
+answer = dict(version=compat.import_mmaction().__version__)
+try:
+    import decord
+    answer['decord'] = decord.__version__
+except Exception as error:
+    answer['reason'] = f'{{type(error).__name__}}: {{error}}'.splitlines()[0]
+""",
 }
+# Hosts that one task alone needs.
+OPTIONAL = {'mmseg': 'segmentation', 'mmaction': 'videos'}
 # Small packages, imported one after another in one process: import name -> distribution.
 LIBRARIES = {
     'numpy': 'numpy',
@@ -271,7 +286,7 @@ def check_host(name: str, answer: Mapping, needed: bool) -> Finding:
     error = answer.get('error')
     if error and f"No module named '{name}'" in error:
         level = BROKEN if needed else NOTE
-        what = 'not installed' if needed else 'not installed (for segmentation only)'
+        what = 'not installed' if needed else f'not installed (for {OPTIONAL[name]} only)'
         return Finding(name, what, level, remedy if needed else '')
     if error:
         return Finding(name, f'cannot be imported: {error}', BROKEN, remedy)
@@ -279,6 +294,17 @@ def check_host(name: str, answer: Mapping, needed: bool) -> Finding:
     if not compat.host_version_fits(version, lowest, below):
         return Finding(name, f'{version}; {accepted}', BROKEN, remedy)
     return Finding(name, version)
+
+
+def check_video(answer: Mapping) -> Finding:
+    """mmaction2, and decord, by which videos are read."""
+    finding = check_host('mmaction', answer, needed=False)
+    if finding.level != OK or 'error' in answer:
+        return finding
+    if 'decord' not in answer:
+        text = f'{answer["version"]}, but no videos can be read: {answer["reason"]}'
+        return Finding('mmaction', text, BROKEN, compat.install_lines('mmaction'))
+    return Finding('mmaction', f'{answer["version"]}, decord {answer["decord"]}')
 
 
 def check_operators(answer: Mapping, torch: Mapping) -> Finding:
@@ -442,6 +468,7 @@ def examine() -> list[Finding]:
         check_operators(answers['operators'], torch),
         check_host('mmdet', answers['mmdet'], needed=True),
         check_host('mmseg', answers['mmseg'], needed=False),
+        check_video(answers['mmaction']),
     ]
     for host in compat.HOSTS:
         findings += check_duplicates(host, distributions_of(host))

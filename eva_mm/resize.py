@@ -65,12 +65,15 @@ def _spline_matrix(knots: Tensor, targets: Tensor) -> Tensor:
     return w0 * eye[piece] + w1 * eye[piece + 1] + curvature * h**2 / 6
 
 
+_MAX_RATIO = 1.5
+
+
 def _geometric_ratio(src: int, dst: int) -> float:
     """Ratio whose geometric series over ``src // 2`` terms reaches ``dst // 2``.
 
     Bisection in [1.01, 1.5] as in BEiT (EVA-01/eva/utils.py, EVA-01/seg/mmcv_custom).
     """
-    low, high = 1.01, 1.5
+    low, high = 1.01, _MAX_RATIO
     while high - low > 1e-6:
         q = (low + high) / 2
         if (1 - q ** (src // 2)) / (1 - q) > dst // 2:
@@ -80,18 +83,28 @@ def _geometric_ratio(src: int, dst: int) -> float:
     return q
 
 
+def _distances(ratio: float, terms: int) -> list[float]:
+    """1, 1 + q, 1 + q + q^2, ...: ``terms`` of them."""
+    return [math.fsum(ratio**i for i in range(n)) for n in range(1, terms + 1)]
+
+
 def _geometric_matrix(src: int, dst: int, ratio: float | None) -> Tensor:
     """Cubic resize of a relative table whose rows sit at geometrically growing offsets.
 
     The ``src`` rows are placed at offsets 0, ±1, ±(1+q), ±(1+q+q²), ...; the spline through
-    them is read at the integers -(dst // 2) ... dst // 2.
+    them is read at the integers -(dst // 2) ... dst // 2. Where the steepest grid of the search
+    for a ratio does not reach that far (small tables, none of the published ones), it is
+    stretched: far outside of its rows a cubic says nothing.
     """
     if src % 2 == 0 or dst % 2 == 0:
         raise ValueError(f'relative tables have an odd number of rows, got {src} -> {dst}')
-    q = _geometric_ratio(src, dst) if ratio is None else ratio
-    distances = [math.fsum(q**i for i in range(n)) for n in range(1, src // 2 + 1)]
+    reach = dst // 2
+    distances = _distances(ratio or _geometric_ratio(src, dst), src // 2)
+    steepest = _distances(_MAX_RATIO, src // 2)
+    if ratio is None and steepest and steepest[-1] < reach:
+        distances = [distance * reach / steepest[-1] for distance in steepest]
     knots = [-d for d in reversed(distances)] + [0.0] + distances
-    targets = torch.arange(-(dst // 2), dst // 2 + 1, dtype=torch.float64, device='cpu')
+    targets = torch.arange(-reach, reach + 1, dtype=torch.float64, device='cpu')
     return _spline_matrix(torch.tensor(knots, dtype=torch.float64, device='cpu'), targets)
 
 

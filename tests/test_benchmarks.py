@@ -196,3 +196,27 @@ def test_pretraining_step_needs_no_host_but_mmengine():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_estimates_of_clips():
+    """Checkpointing costs less, more frames and views more; weights and AdamW are the floor."""
+    pytest.importorskip('mmaction')
+    from benchmarks.video_memory import estimate_inference, estimate_training
+
+    weights = 4 * 86e6  # of `base`, 12 blocks of width 768
+    one, many = (estimate_inference('base', 4, views) for views in (1, 4))
+    assert weights < one < many < 2 * weights
+    kept, recomputed = (estimate_training('base', 4, recomputed=on) for on in (False, True))
+    assert 4 * weights < recomputed < kept
+    assert estimate_training('base', 8) > recomputed
+
+
+@pytest.mark.slow
+def test_estimate_of_clips_is_within_a_fifth_of_a_measured_peak():
+    pytest.importorskip('mmaction')
+    from benchmarks import video_memory
+
+    for mode, size, frames in (('inference', 'base', 16), ('training', 'base', 8)):
+        estimate = getattr(video_memory, f'estimate_{mode}')(size, frames)
+        measured = video_memory.measure_in_child(mode, size, frames)
+        assert estimate == pytest.approx(measured, rel=0.2)

@@ -225,3 +225,23 @@ def test_an_installed_provider_is_uninstalled_first(monkeypatch):
 )
 def test_version_range(found, fits):
     assert compat.host_version_fits(found, '3.3.0', '4.0') is fits
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mmaction') is None, reason='needs mmaction2')
+def test_mmaction_reads_files_without_a_warning(tmp_path):
+    (tmp_path / 'a').write_bytes(b'content')
+    code = (
+        'from eva_mm import compat\n'
+        "compat.require('mmaction')\n"
+        '{mend}'
+        'from mmaction.datasets.transforms import loading\n'
+        f"assert loading.FileClient('disk').get({str(tmp_path / 'a')!r}) == b'content'\n"
+    )
+    told = {}
+    for mend in ('', 'compat.mend_mmaction_file_client()\n'):
+        done = subprocess.run(
+            [sys.executable, '-c', code.format(mend=mend)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        told[bool(mend)] = 'will be deprecated' in done.stdout
+    assert told == {False: True, True: False}

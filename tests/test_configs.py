@@ -19,14 +19,19 @@ DETECTION = [
     or name in ('demo/lvis', 'demo/coco_overfit', 'demo/finetune')
 ]
 # Built at their real size, and stepped, in tests of their own.
-SEGMENTATION = [name for name in CONFIGS if name.split('/')[0] in ('ade20k', 'coco_stuff')]
-VIDEO = [name for name in CONFIGS if name.startswith('kinetics/')]  # see tests/video
+SEGMENTATION = [
+    name
+    for name in CONFIGS
+    if name.split('/')[0] in ('ade20k', 'coco_stuff') or name == 'demo/ade20k'
+]
+VIDEO = [name for name in CONFIGS if 'kinetics' in name]  # see tests/video
 # Tasks on mmengine alone.
 OTHERS = [name for name in CONFIGS if name not in DETECTION + SEGMENTATION + VIDEO]
 LEAF_TYPES = {
     'demo/lvis': 'lvis/eva_cascade',
     'demo/coco_overfit': 'coco/eva_cascade',
     'demo/pretrain': 'pretrain/eva_g_merged30m',
+    'demo/ade20k': 'ade20k/eva_mask2former',
 }
 
 

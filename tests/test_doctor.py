@@ -269,3 +269,17 @@ def test_the_screen():
     assert '1. a, b: mend them with\n       pip install all' in doctor.report(same)
     long = doctor.report([doctor.Finding('libraries', ', '.join(['package 1.0'] * 20))])
     assert all(len(line) <= doctor.COLUMNS for line in long.splitlines())
+
+
+def test_what_videos_need():
+    fine = doctor.check_video(dict(version='1.2.0', decord='0.6.0'))
+    assert (fine.level, fine.text) == (doctor.OK, '1.2.0, decord 0.6.0')
+    blind = doctor.check_video(dict(version='1.2.0', reason="No module named 'decord'"))
+    assert blind.level == doctor.BROKEN
+    assert "no videos can be read: No module named 'decord'" in blind.text
+    assert '--no-deps' in blind.remedy
+    assert 'video.txt' in blind.remedy
+    absent = doctor.check_video(dict(error="ModuleNotFoundError: No module named 'mmaction'"))
+    assert (absent.level, absent.text) == (doctor.NOTE, 'not installed (for videos only)')
+    old = doctor.check_video(dict(version='1.1.0', decord='0.6.0'))
+    assert old.level == doctor.BROKEN

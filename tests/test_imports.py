@@ -81,6 +81,7 @@ ARROWS = {
     'video': Row(
         CORE | {'engine', 'compat', 'errors'},
         {'torch', 'mmengine', 'mmcv', 'mmaction', 'decord'} | SMALL,
+        {'torchvision'},
     ),
     'demo': Row({'errors'}, {'numpy', 'cv2'}, {'pycocotools'}),
 }

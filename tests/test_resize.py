@@ -44,6 +44,15 @@ def test_geometric_rule_with_searched_ratio(src, dst):
     assert np.allclose(resize_rel_pos(table, dst, 'geometric')[0], table[0], atol=1e-3)
 
 
+@pytest.mark.parametrize(('src', 'dst'), [(5, 27), (7, 111), (5, 9), (9, 63)])
+def test_geometric_rule_never_extrapolates_small_tables(src, dst):
+    """A ratio of at most 1.5, as in BEiT's search, does not reach far enough for these."""
+    table = torch.randn(src, 3, dtype=torch.float64)
+    resized = resize_rel_pos(table, dst, 'geometric')
+    torch.testing.assert_close(resized[[0, dst // 2, -1]], table[[0, src // 2, -1]])
+    assert resized.abs().max() < 2 * table.abs().max()
+
+
 @pytest.mark.parametrize(('src', 'dst'), [(31, 39), (31, 25), (3, 9)])
 def test_linear_rule(src, dst):
     table = torch.randn(src, 4, dtype=torch.float64)

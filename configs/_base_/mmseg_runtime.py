@@ -16,5 +16,8 @@ default_hooks = dict(
     unreadable_images=dict(type='UnreadableImagesHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
+custom_hooks = [dict(type='SegClassesHook')]
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(vis_backends=vis_backends)
+# Views of test-time augmentation are added up one by one.
+tta_model = dict(type='EVASegTTAModel')

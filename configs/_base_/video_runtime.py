@@ -11,6 +11,7 @@ default_hooks = dict(
     non_finite=dict(type='NonFiniteLossHook'),
     unreadable_images=dict(type='UnreadableImagesHook'),
 )
+custom_hooks = [dict(type='VideoClassesHook')]
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(vis_backends=vis_backends)
 log_processor = dict(by_epoch=False)

@@ -1,6 +1,7 @@
 """COCO-Stuff-164K with EVA-g in a ViT-Adapter under Mask2Former of 8 decoder layers, 896 px.
 
 Command:    tools/dist_train.sh configs/coco_stuff/eva_mask2former.py 8   (on each of 4 nodes)
+            tools/test.py configs/coco_stuff/eva_mask2former.py eva://eva_sem_seg_coco_stuff
 Hardware:   32 GPUs with one image each, as published; hours not stated.
 Published:  53.4 mIoU on val (weights `eva_sem_seg_coco_stuff`, the last ones), single scale;
             74.08 aAcc, 66.09 mAcc.

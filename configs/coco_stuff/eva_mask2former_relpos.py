@@ -1,6 +1,8 @@
 """COCO-Stuff-164K, the variant with relative positions, layer scale and 9 decoder layers, 896 px.
 
 Command:    tools/dist_train.sh configs/coco_stuff/eva_mask2former_relpos.py 8   (on 2 nodes)
+            tools/test.py configs/coco_stuff/eva_mask2former_relpos.py \
+                eva://eva_sem_seg_coco_stuff_relpos
 Hardware:   16 GPUs with two images each, as published; hours not stated.
 Published:  53.2 mIoU on val (weights `eva_sem_seg_coco_stuff_relpos`, of iteration 74,000, the
             best), single scale; 73.93 aAcc, 66.01 mAcc.

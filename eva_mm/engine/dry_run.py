@@ -215,7 +215,7 @@ def describe_data(report: Report, cfg: Config) -> int | None:
         if any(what.startswith('annotation') for what in missing):
             report.line(f'{part}: annotations are missing')
         else:
-            lengths[part] = _read_dataset(report, part, loader['dataset'])
+            lengths[part] = _read_dataset(report, part, loader['dataset'], _outputs(cfg))
     for part in ('val', 'test'):
         for what in missing_data_files(cfg.get(f'{part}_evaluator') or {}):
             report.lack(what)
@@ -228,22 +228,35 @@ def describe_data(report: Report, cfg: Config) -> int | None:
     return lengths.get('train')
 
 
-def _read_dataset(report: Report, part: str, dataset_cfg: Mapping) -> int | None:
-    """Build a data set, print its size, and look for a sample of its images."""
+def _outputs(cfg: Config) -> int | None:
+    """Outputs of a classifier of images, videos or pixels; None for any other model."""
+    head = cfg.model.get('cls_head') or cfg.model.get('decode_head') or {}
+    return cfg.model.get('num_classes') or head.get('num_classes')
+
+
+def _read_dataset(
+    report: Report, part: str, dataset_cfg: Mapping, outputs: int | None = None
+) -> int | None:
+    """Build a data set, print its size, and look for a sample of its images or videos."""
     try:
         dataset = DATASETS.build(copy.deepcopy(dataset_cfg))
         size = len(dataset)
         picked = range(0, size, max(1, size // _SAMPLED_IMAGES))
-        paths = [dataset.get_data_info(i).get('img_path') for i in picked]
+        infos = [dataset.get_data_info(i) for i in picked]
+        paths = [info.get('img_path') or info.get('filename') for info in infos]
     except Exception as error:  # any host's data set may raise anything on a broken list
         report.lack(f'{part} data that can be read ({type(error).__name__}: {error})')
         return None
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     told = f', {len(classes)} classes' if classes else ''
     report.line(f'{part}: {size:,} samples{told}')
+    labels = max(len(classes), getattr(dataset, 'label_limit', 0))
+    if outputs and (labels > outputs or (classes and labels != outputs)):
+        report.lack(f'model for the {labels} classes of the {part} data: it has {outputs} outputs')
     absent = [path for path in paths if isinstance(path, str) and not _exists(path)]
     if absent:
-        report.lack(f'images: {len(absent)} of {len(paths)} sampled, such as {absent[0]} ({part})')
+        what = 'videos' if 'filename' in infos[0] else 'images'
+        report.lack(f'{what}: {len(absent)} of {len(paths)} sampled, such as {absent[0]} ({part})')
     return size
 
 
@@ -475,11 +488,12 @@ def describe_memory(
         parts['what is whole while it is used'] = whole_bytes(model)
     elif gpus > 1:
         parts['gradient buckets of DistributedDataParallel'] = trainable
-    parts.update((what, taken) for what, _, taken in outside_weights(model))
-    size, dtype = training_size(cfg), precision(cfg)
+    parts.update((what, taken) for what, _, taken in outside_weights(model) if taken)
+    size, dtype, frames = training_size(cfg), precision(cfg), clip_frames(cfg)
     batch = cfg.train_dataloader.batch_size
+    clip = f'{frames} x ' if frames else ''
     where = (
-        f'{size[0]} x {size[1]} px, batch {batch}, {str(dtype).removeprefix("torch.")}'
+        f'{clip}{size[0]} x {size[1]} px, batch {batch}, {str(dtype).removeprefix("torch.")}'
         if size
         else ''
     )
@@ -488,7 +502,7 @@ def describe_memory(
     else:
         try:
             parts[f'activations of backbone and neck ({where})'] = activation_bytes(
-                model_config(cfg), batch, size, dtype
+                model_config(cfg), batch, size, dtype, frames
             )
         except Exception as error:  # any model's forward may do what fake tensors cannot
             reason = f'{type(error).__name__}: {error}'.splitlines()[0]
@@ -520,6 +534,15 @@ def training_size(cfg: Config) -> tuple[int, int] | None:
                 height, width = side[::-1] if place.get('type') and keys is _RESIZE_KEYS else side
                 return tuple(math.ceil(s / divisor) * divisor for s in (height, width))
     return None
+
+
+def clip_frames(cfg: Config) -> int | None:
+    """Frames of a training clip as the network gets it; None where it takes images."""
+    pipeline = _pipeline(cfg.train_dataloader.dataset)
+    if not any(str(transform.get('input_format', '')).endswith('CTHW') for transform in pipeline):
+        return None
+    counts = (transform.get('num_frames') or transform.get('clip_len') for transform in pipeline)
+    return next((count for count in counts if count), None)
 
 
 def _as_size(value: Any) -> tuple[int, int] | None:

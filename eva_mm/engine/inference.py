@@ -36,8 +36,10 @@ from .saving import TEMPORARY, write_whole
 # that runs it, a `Predictor`. A config with a model of its own names one under `predictor`.
 PREDICTORS = {
     'mmdet': 'eva_mm.detection.inference.DetectionPredictor',
+    'mmseg': 'eva_mm.segmentation.inference.SegmentationPredictor',
     'EVAClassifier': 'eva_mm.classification.inference.ClassificationPredictor',
     'EVACLIPZeroShot': 'eva_mm.classification.inference.ClassificationPredictor',
+    'mmaction': 'eva_mm.video.inference.VideoPredictor',
 }
 
 IMAGE_SUFFIXES = (
@@ -59,7 +61,12 @@ class Predictor(Protocol):
 
     One whose results are a few values per image may also have ``header``, column names, with
     ``row(prediction)``, texts under them, for ``results.csv``; and ``describe(prediction)``, lines
-    that are printed while the images are few.
+    that are printed while the images are few. One with ``class_map(prediction)``, the class of each
+    pixel as (H, W) uint8 or uint16, gets PNG files in ``maps``.
+
+    One that looks at a video as a whole has ``whole_videos = True`` and, in place of :meth:`load`
+    and :meth:`prepare`, ``load_video(path)``: what :meth:`predict` takes, and a picture of the
+    video, (H, W, 3) uint8 BGR, which :meth:`draw` is given. Pictures are then no input.
 
     Attributes:
         categories: ``[{'id': int, 'name': str}, ...]``, what the records' category ids mean.
@@ -136,6 +143,7 @@ class Report:
         results: number of records.
         skipped: name of a file -> why it, or the rest of it, was left out.
         described: lines about the first images, where the predictor gives some.
+        unit: what results are of, 'image' or a whole 'video'; of the latter ``images`` counts.
     """
 
     out: Path
@@ -144,6 +152,7 @@ class Report:
     results: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     described: list[str] = field(default_factory=list)
+    unit: str = 'image'
 
     @property
     def status(self) -> int:
@@ -157,7 +166,7 @@ class Report:
         of_videos = f' (with all frames of {_count(self.videos, "video")})' if self.videos else ''
         lines = [
             *self.described,
-            f'{_count(self.images, "image")}{of_videos}, {_count(self.results, "result")}: '
+            f'{_count(self.images, self.unit)}{of_videos}, {_count(self.results, "result")}: '
             f'{self.out / "results.json"}, file names and ids in {self.out / "images.json"}',
         ]
         if self.skipped:
@@ -385,6 +394,25 @@ def read_frames(
             skip(source, error)
 
 
+def read_whole_videos(
+    sources: Iterable[Source], predictor: Predictor, skip: Callable[[Source, Exception], None]
+) -> Iterator[Frame]:
+    """Videos for a predictor that looks at them as a whole, each as one picture; as `read_frames`.
+
+    Images are skipped.
+    """
+    for source in sources:
+        try:
+            if not source.is_utf8:
+                raise UnreadableFileError('its path is not UTF-8; rename it')
+            if not source.is_video:
+                raise UnreadableFileError('a picture, but this model takes videos')
+            sample, picture = predictor.load_video(str(source.path))
+            yield Frame(source, None, picture, sample)
+        except Exception as error:  # decoders raise anything when fed with garbage
+            skip(source, error)
+
+
 def batches(
     frames: Iterable[Frame], size: int, max_pixels: int = MAX_BATCH_PIXELS
 ) -> Iterator[list[Frame]]:
@@ -467,10 +495,10 @@ class TableFile:
             self._temporary.unlink()
 
 
-def drawing_of(source: Source, folder: Path) -> Path:
+def drawing_of(source: Source, folder: Path, as_picture: bool = False) -> Path:
     """File that a source is drawn to: of its name, with ``.png`` or ``.mp4`` added if need be."""
     path = folder / source.name
-    if source.is_video:
+    if source.is_video and not as_picture:
         return path if path.suffix == '.mp4' else path.with_name(path.name + '.mp4')
     # By its name alone: OpenCV looks at the suffix, and dies of a folder that is not UTF-8.
     return path if cv2.haveImageWriter(path.name) else path.with_name(path.name + '.png')
@@ -517,7 +545,8 @@ class Drawings:
         if frame.source != self._source:
             self._finish()
         if frame.index is None:
-            self._write_image(drawing_of(frame.source, self.folder), picture)
+            # A whole video is drawn as a picture.
+            self._write_image(drawing_of(frame.source, self.folder, as_picture=True), picture)
             return
         if self._video is None:
             self._open(frame.source, picture.shape[1::-1])
@@ -556,6 +585,27 @@ class Drawings:
         os.replace(self._partial, self._target)
 
 
+class Maps:
+    """Folder of PNG files of one channel: ``NAME.png`` of an image, ``VIDEO/000012.png`` of frames.
+
+    Nothing is written for a predictor that has no ``class_map``.
+    """
+
+    def __init__(self, folder: Path, predictor: Predictor) -> None:
+        self.folder = folder
+        self._class_map = getattr(predictor, 'class_map', None)
+
+    def add(self, frame: Frame, prediction: Any) -> None:
+        """Write the map of an image or a frame, whole or not at all."""
+        if self._class_map is None:
+            return
+        path = self.folder / frame.source.name
+        if frame.index is not None:
+            path = path / f'{frame.index:06d}'
+        content = cv2.imencode('.png', self._class_map(prediction))[1]
+        write_whole(f'{path}.png', lambda file: file.write(content))
+
+
 def _frame_rate(source: Source) -> float:
     video = cv2.VideoCapture(str(source.path))
     try:
@@ -566,6 +616,8 @@ def _frame_rate(source: Source) -> float:
 
 
 def _image_row(frame: Frame, image_id: int) -> dict:
+    if frame.source.is_video and frame.index is None:
+        return dict(id=image_id, file_name=frame.name)
     height, width = frame.image.shape[:2]
     row = dict(id=image_id, file_name=frame.name, width=width, height=height)
     if frame.index is not None:
@@ -586,7 +638,7 @@ def run(
 ) -> Report:
     """Run a model on files, and write ``results.json``, ``images.json`` and ``drawn/``.
 
-    Some predictors add ``results.csv``.
+    Some predictors add ``results.csv`` or ``maps/``.
 
     Args:
         predictor: the model.
@@ -599,14 +651,18 @@ def run(
     Returns:
         What was done. Files that cannot be read are in its ``skipped``, and the run goes on.
     """
-    report, rows = Report(out), []
+    whole_videos = getattr(predictor, 'whole_videos', False)
+    report, rows = Report(out, unit='video' if whole_videos else 'image'), []
+    read = read_whole_videos if whole_videos else read_frames
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        bar = stack.enter_context(_progress())
-        task = bar.add_task('', total=sum(map(number_of_frames, sources)))
+        bar = stack.enter_context(_progress(f'{report.unit}s'))
+        total = len(sources) if whole_videos else sum(map(number_of_frames, sources))
+        task = bar.add_task('', total=total)
         results = stack.enter_context(RecordFile(out / 'results.json'))
         drawings = stack.enter_context(Drawings(out / 'drawn')) if draw else None
         table = stack.enter_context(TableFile(out / 'results.csv', predictor))
+        maps = Maps(out / 'maps', predictor)
 
         def skip(source: Source, error: Exception) -> None:
             report.skipped[source.name] = _describe(error)
@@ -614,13 +670,14 @@ def run(
             bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
             bar.advance(task)
 
-        for batch in batches(read_frames(sources, predictor, skip), batch_size):
+        for batch in batches(read(sources, predictor, skip), batch_size):
             predictions = predictor.predict([frame.sample for frame in batch])
             for frame, prediction in zip(batch, predictions):
                 rows.append(_image_row(frame, len(rows) + 1))
                 for record in predictor.records(prediction, rows[-1]['id']):
                     results.add({**record, 'file_name': frame.name})
                 table.add(frame.name, prediction)
+                maps.add(frame, prediction)
                 if len(rows) <= _DESCRIBED and hasattr(predictor, 'describe'):
                     report.described += [frame.name, *predictor.describe(prediction)]
                 if drawings:
@@ -637,8 +694,8 @@ def run(
     return report
 
 
-def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn('images'), TimeRemainingColumn())
+def _progress(what: str) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
 
 

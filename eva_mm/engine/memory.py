@@ -70,7 +70,11 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def activation_bytes(
-    model_cfg: Mapping, batch: int, size: tuple[int, int], dtype: torch.dtype
+    model_cfg: Mapping,
+    batch: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    frames: int | None = None,
 ) -> int:
     """Peak of activations and temporary tensors in a forward and backward pass of the features.
 
@@ -82,17 +86,20 @@ def activation_bytes(
         batch (int): Images per GPU.
         size (tuple[int, int]): Height and width in pixels.
         dtype (torch.dtype): Of autocast; float32 for none.
+        frames (int, optional): Of a clip, for a backbone that takes clips.
 
     Returns:
         int: Bytes.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = MODELS.build(copy.deepcopy(model_cfg)).train()
-        features = getattr(model, 'extract_feat', None) or model.backbone
+        features = getattr(model, 'extract_feat', None)
+        if frames or features is None:  # of clips, hosts' methods want views besides
+            features = model.backbone
         for param in model.parameters():
             if param.requires_grad:
                 param.register_post_accumulate_grad_hook(_drop_gradient)
-        images = torch.zeros(batch, 3, *size)
+        images = torch.zeros(batch, 3, *((frames,) if frames else ()), *size)
         with PeakMemory([*model.parameters(), *model.buffers()]) as memory:
             with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
                 maps = [leaf for leaf in tree_leaves(features(images)) if isinstance(leaf, Tensor)]

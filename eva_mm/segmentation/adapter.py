@@ -17,6 +17,10 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmcv.ops import MultiScaleDeformableAttention
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attn_pytorch,
+)
 from torch import Tensor, nn
 
 from eva_mm.vit import DropPath, Grid
@@ -40,21 +44,30 @@ class Geometry(NamedTuple):
 
     Attributes:
         points: (1, queries, 1, 2) centres of the queries' cells as x, y in [0, 1].
-        shapes: (levels, 2) height and width of each level of the features.
+        extents: (levels, 1, 2) width and height of each level of the features.
+        grids: (height, width) of each level.
+        shapes: (levels, 2) the same on the device.
         starts: (levels,) index of each level's first token.
     """
 
     points: Tensor
+    extents: Tensor
+    grids: tuple[Grid, ...]
     shapes: Tensor
     starts: Tensor
 
     @classmethod
     def of(cls, queries: Sequence[Grid], features: Sequence[Grid], device) -> Geometry:
         """Geometry of queries on some grids that look at features on others."""
-        shapes = torch.tensor(features, dtype=torch.long, device=device)
         areas = [h * w for h, w in features]
-        starts = torch.tensor([sum(areas[:i]) for i in range(len(areas))], device=device)
-        return cls(torch.cat([_centres(grid, device) for grid in queries], 1), shapes, starts)
+        extents = [[[float(w), float(h)]] for h, w in features]
+        return cls(
+            torch.cat([_centres(grid, device) for grid in queries], 1),
+            torch.tensor(extents, device=device),
+            tuple(features),
+            torch.tensor(features, dtype=torch.long, device=device),
+            torch.tensor([sum(areas[:i]) for i in range(len(areas))], device=device),
+        )
 
 
 def _centres(grid: Grid, device) -> Tensor:
@@ -62,6 +75,30 @@ def _centres(grid: Grid, device) -> Tensor:
     y, x = ((torch.arange(side, device=device) + 0.5) / side for side in grid)
     y, x = torch.meshgrid(y, x, indexing='ij')
     return torch.stack((x, y), dim=-1).reshape(1, -1, 1, 2)
+
+
+class DeformableAttention(MultiScaleDeformableAttention):
+    """mmcv's layer, for features whose sizes are known as numbers.
+
+    mmcv's own forward compares sizes on the device, which makes the host wait for it, and which a
+    reckoning with shapes alone (``--dry-run``) cannot answer.
+    """
+
+    def forward(self, query: Tensor, value: Tensor, geometry: Geometry) -> Tensor:
+        """(B, queries, D) and (B, tokens, D) -> (B, queries, D), without the identity."""
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        value = self.value_proj(value).unflatten(-1, (heads, -1))
+        offsets = self.sampling_offsets(query).unflatten(-1, (heads, levels, points, 2))
+        weights = self.attention_weights(query).unflatten(-1, (heads, levels * points))
+        weights = weights.softmax(-1).unflatten(-1, (levels, points))
+        places = geometry.points[:, :, None, :, None] + offsets / geometry.extents
+        if value.is_cuda and value.dtype != torch.bfloat16:  # which the operator does not take
+            found = MultiScaleDeformableAttnFunction.apply(
+                value, geometry.shapes, geometry.starts, places, weights, self.im2col_step
+            )
+        else:
+            found = multi_scale_deformable_attn_pytorch(value, geometry.grids, places, weights)
+        return self.output_proj(found)
 
 
 class CrossAttention(nn.Module):
@@ -84,7 +121,7 @@ class CrossAttention(nn.Module):
         with warnings.catch_warnings():
             # The published width per head, 88, is no power of two; mmcv calls that slow.
             warnings.simplefilter('ignore', UserWarning)
-            self.attn = MultiScaleDeformableAttention(
+            self.attn = DeformableAttention(
                 embed_dims=dim,
                 num_heads=num_heads,
                 num_levels=num_levels,
@@ -96,15 +133,7 @@ class CrossAttention(nn.Module):
 
     def attend(self, query: Tensor, feature: Tensor, geometry: Geometry) -> Tensor:
         """(B, queries, D) and (B, tokens, D) -> (B, queries, D), without the identity."""
-        query = self.query_norm(query)
-        return self.attn(
-            query,
-            value=self.feat_norm(feature),
-            identity=query.new_zeros(()),
-            reference_points=geometry.points,
-            spatial_shapes=geometry.shapes,
-            level_start_index=geometry.starts,
-        )
+        return self.attn(self.query_norm(query), self.feat_norm(feature), geometry)
 
 
 class Injector(CrossAttention):

@@ -20,6 +20,7 @@ from eva_mm.vit import Block, EVAVisionTransformer, Grid, ViTSize
 
 from .adapter import Geometry, Interaction, SpatialPriorModule, norm2d, pyramid_grids
 from .rel_pos_bias import TableAttention
+from .sync_norm import EVASyncBN  # noqa: F401  (built by name)
 
 STRIDES = (4, 8, 16, 32)
 NUM_GROUPS = 4
@@ -49,7 +50,7 @@ class EVAViTAdapter(StrictLoading, EVAVisionTransformer, BaseModule):
         interaction_indexes: first and last block of each of the four groups, which follow one
             another; four equal ones by default.
         norm_cfg: of the spatial prior and the outputs. Batch statistics, synchronised over
-            processes as published; dict(type='BN') where several processes run on CPUs.
+            processes as published (:class:`~eva_mm.segmentation.sync_norm.EVASyncBN`).
         activation_checkpointing: recompute blocks in the backward pass (see
             :class:`~eva_mm.vit.EVAVisionTransformer`), and unless False what stands around them.
         init_cfg: mmengine initialisation, e.g.
@@ -111,7 +112,7 @@ class EVAViTAdapter(StrictLoading, EVAVisionTransformer, BaseModule):
             init_cfg=init_cfg,
             **size_overrides,
         )
-        dim, norm_cfg = self.size.embed_dim, norm_cfg or dict(type='SyncBN')
+        dim, norm_cfg = self.size.embed_dim, norm_cfg or dict(type='EVASyncBN')
         self.groups = _block_groups(self.size.depth, interaction_indexes)
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
         self.spm = SpatialPriorModule(stem_channels, dim, norm_cfg)

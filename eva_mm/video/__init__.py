@@ -7,10 +7,11 @@ before any ``mmaction`` import, ``MMAction2Inferencer`` included.
 from eva_mm import compat
 
 compat.require('mmaction')
+compat.mend_mmaction_file_client()
 
 from eva_mm import engine  # noqa: E402, F401
 
-from . import datasets, transforms  # noqa: E402, F401
+from . import datasets, hooks, transforms  # noqa: E402, F401
 from .backbone import EVAVideoTransformer  # noqa: E402
 from .blending import MixupOrCutmix  # noqa: E402
 from .head import EVAVideoHead  # noqa: E402

@@ -1,9 +1,12 @@
 """Lists of videos whose broken files are named, replaced and counted."""
 
+import hashlib
+import os
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import decord
-import numpy as np
 from mmaction.datasets import VideoDataset
 from mmaction.registry import DATASETS
 
@@ -11,6 +14,10 @@ from eva_mm.engine.exact_data import PositionSeeded
 from eva_mm.engine.unreadable import BrokenImageError, MissingImageError, ReplacesUnreadable
 from eva_mm.errors import InputError, MissingFileError
 
+from .classes import read_classes
+from .lists import Video, find_videos
+
+CLASSES_FILE = 'classes.txt'
 _TRIES = 10  # videos in a row that may be broken
 
 
@@ -21,24 +28,80 @@ def _is_unreadable(error: BaseException) -> bool:
 
 @DATASETS.register_module()
 class EVAVideoDataset(PositionSeeded, ReplacesUnreadable, VideoDataset):
-    """Videos of a list, one ``path label`` per line.
+    """Videos of a list, one ``path label`` per line, or of a folder with a folder per class.
 
     Augmentations are seeded by the sample's position (:class:`PositionSeeded`). A video that
     cannot be decoded stops the run and is named; with ``skip_unreadable=True`` a random other one
-    replaces it, which is logged and counted (``UnreadableImagesHook``).
+    replaces it in training, which is logged and counted (``UnreadableImagesHook``).
 
     Args:
-        ann_file: the list. A path may hold blanks: the label is what follows the last one.
+        ann_file: the list. A path may hold blanks: the label is what follows the last one. Empty
+            for all videos below ``data_prefix['video']``, in whose class folders the names are.
+        classes: names in the order of the labels, or the text file with one per line; by default
+            ``classes.txt`` beside the list, where there is one. Told as ``metainfo['classes']``,
+            and so kept in checkpoints.
+        holdout: ``dict(part='train' or 'val', fraction=..., seed=...)`` takes one part of a
+            folder's videos; see :func:`take_part`.
         **kwargs: of mmaction2's ``VideoDataset`` (``data_prefix=dict(video=...)``,
-            ``pipeline``, ``test_mode``), and ``skip_unreadable``.
+            ``pipeline``, ``test_mode``, ``num_classes``), and ``skip_unreadable``.
+
+    Attributes:
+        label_limit: the highest label plus one.
 
     Raises:
-        MissingFileError: the list is not there.
-        InputError: a line holds no label.
+        MissingFileError: the list, or the file of names, is not there.
+        InputError: a line holds no label, or one beyond the classes; a folder holds other classes.
     """
 
+    def __init__(
+        self,
+        ann_file: str = '',
+        *args: Any,
+        classes: str | Sequence[str] | None = None,
+        metainfo: dict | None = None,
+        num_classes: int | None = None,
+        data_root: str = '',
+        holdout: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.holdout = holdout
+        if ann_file:
+            names = class_names_of(classes, os.path.join(data_root, ann_file))
+        else:
+            folder = os.path.join(data_root, (kwargs.get('data_prefix') or {}).get('video') or '')
+            names = class_names_of(classes, '') or tuple(read_classes(folder))
+        if names and num_classes not in (None, len(names)):
+            raise InputError(f'num_classes is {num_classes}, but {len(names)} classes are named')
+        super().__init__(
+            ann_file,
+            *args,
+            metainfo={**(metainfo or {}), **({'classes': names} if names else {})},
+            num_classes=len(names) if names else num_classes,
+            data_root=data_root,
+            **kwargs,
+        )
+
     def load_data_list(self) -> list[dict]:
-        """A dictionary of ``filename`` and ``label`` per line."""
+        """A dictionary of ``filename`` and ``label`` per video."""
+        entries = self._read_list() if self.ann_file else self._read_folder()
+        self.label_limit = 1 + max(entry['label'] for entry in entries)
+        return entries
+
+    def _read_folder(self) -> list[dict]:
+        root, names = self.data_prefix['video'], self.metainfo['classes']
+        videos = find_videos(root)
+        if self.holdout:
+            videos = take_part(videos, root, **self.holdout)
+        labels = {name: label for label, name in enumerate(names)}
+        for video in videos:
+            if video.name not in labels:
+                raise InputError(
+                    f'{video.path}: {video.name!r} is not among the {len(names)} classes '
+                    f'({", ".join(names[:5])} ...)'
+                )
+        return [dict(filename=video.path, label=labels[video.name]) for video in videos]
+
+    def _read_list(self) -> list[dict]:
         try:
             with open(self.ann_file, encoding='utf-8') as file:
                 lines = file.read().splitlines()
@@ -69,26 +132,105 @@ class EVAVideoDataset(PositionSeeded, ReplacesUnreadable, VideoDataset):
         return dict(filename=f'{folder.rstrip("/")}/{name}' if folder else name, label=int(label))
 
     def prepare_data(self, idx: int) -> Any:
-        """A video through the pipeline, or the first readable one after it.
+        """A video through the pipeline, or a random other one in its place.
 
         Raises:
-            UnreadableFileError: it cannot be decoded and is not replaced, or ten in a row cannot.
+            UnreadableFileError: it cannot be decoded and is not replaced, or nor can ten others.
         """
-        if not self.skip_unreadable:
+        if not self.skip_unreadable or self.test_mode:  # a metric would be of other videos
             return self._load(idx)
-        others = (int(np.random.randint(len(self))) for _ in range(_TRIES - 1))
-        candidates = (i for group in ((idx,), others) for i in group)
+        others = random.sample(range(len(self)), min(len(self), _TRIES))
+        candidates = [idx, *(other for other in others if other != idx)]
         return self.load_first_readable(candidates, self._load, 'another video', self.ann_file)
 
     def _load(self, idx: int) -> Any:
-        try:
-            return super().prepare_data(idx)
-        except FileNotFoundError as error:
-            name = self.get_data_info(idx)['filename']
-            raise MissingImageError(f'video not found: {name}') from error
-        except (decord.DECORDError, RuntimeError) as error:
-            if not _is_unreadable(error):
-                raise
-            name = self.get_data_info(idx)['filename']
-            reason = str(error).strip().splitlines()[-1][:200]
-            raise BrokenImageError(f'video cannot be decoded: {name} ({reason})') from error
+        return load_video(self.pipeline, self.get_data_info(idx))
+
+
+def load_video(pipeline: Callable[[dict], Any], info: dict) -> Any:
+    """Pass a video through a pipeline.
+
+    Args:
+        pipeline: begins with decord's transforms.
+        info: of the video, with ``filename``.
+
+    Raises:
+        UnreadableFileError: it is not there, or is no (whole) video.
+    """
+    name = info['filename']
+    try:
+        return pipeline(info)
+    except FileNotFoundError as error:
+        raise MissingImageError(f'video not found: {name}') from error
+    except (decord.DECORDError, RuntimeError) as error:
+        if not _is_unreadable(error):
+            raise
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise BrokenImageError(f'video cannot be decoded: {name} ({reason})') from error
+
+
+def class_names_of(classes: str | Sequence[str] | None, ann_file: str) -> tuple[str, ...]:
+    """Names that a data set has; see :class:`EVAVideoDataset`.
+
+    Args:
+        classes: names, or the text file with them; None for ``classes.txt`` beside the list.
+        ann_file: the list.
+
+    Returns:
+        The names in the order of the labels; empty where there are none.
+
+    Raises:
+        MissingFileError, InputError: the file is not there, empty, or names a class twice.
+    """
+    if classes is not None and not isinstance(classes, str):
+        return tuple(classes)
+    if not classes and not ann_file:
+        return ()
+    path = classes or os.path.join(os.path.dirname(ann_file), CLASSES_FILE)
+    if not os.path.isfile(path):
+        if classes is None:
+            return ()
+        raise MissingFileError(f'class names not found: {path} (check classes)')
+    with open(path, encoding='utf-8') as file:
+        names = tuple(line.strip() for line in file if line.strip())
+    if not names or len(set(names)) != len(names):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        found = 'none' if twice is None else f'{twice!r} twice'
+        raise InputError(f'class names {path}: expected a name per line, found {found}')
+    return names
+
+
+def take_part(
+    videos: Sequence[Video], root: str, part: str, fraction: float, seed: int = 0
+) -> list[Video]:
+    """Videos to train on, or those held out: a share of each class, at least one of several.
+
+    Who is where depends on seed and identity alone (the YouTube id, else the path below the root),
+    so that parts of one video stay together.
+
+    Raises:
+        InputError: another part or share; or no class has a second video.
+    """
+    if part not in ('train', 'val') or not 0 < fraction < 1:
+        raise InputError(
+            f"holdout takes part 'train' or 'val' and a fraction between 0 and 1, got {part!r} and "
+            f'{fraction}'
+        )
+    classes: dict[str, set[str]] = {}
+    for video in videos:
+        classes.setdefault(video.name, set()).add(video.identity)
+    held = set()
+    for identities in classes.values():
+        if len(identities) > 1:  # a class with one video is trained on
+            count = min(max(1, round(fraction * len(identities))), len(identities) - 1)
+            held |= set(sorted(identities, key=lambda name: _draw(name, root, seed))[:count])
+    chosen = [video for video in videos if (video.identity in held) == (part == 'val')]
+    if not chosen:
+        raise InputError(f'{root}: no class has a second video to hold out for validation')
+    return chosen
+
+
+def _draw(identity: str, root: str, seed: int) -> str:
+    if os.path.isabs(identity):
+        identity = os.path.relpath(identity, os.path.realpath(root))
+    return hashlib.sha256(f'{seed}:{identity}'.encode(errors='surrogateescape')).hexdigest()

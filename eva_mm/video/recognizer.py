@@ -1,5 +1,8 @@
 """EVA's video classifier: loads published checkpoints, of images and of clips, as they are."""
 
+import os
+from collections.abc import Iterator
+
 from mmaction.models.recognizers import Recognizer3D
 from mmaction.registry import MODELS
 
@@ -26,6 +29,12 @@ class EVARecognizer(StrictLoading, Recognizer3D):
     def has_initial_weights(self) -> bool:
         """What a checkpoint lacks may be trained, but not tested."""
         return self.is_init
+
+    def outside_weights(self) -> Iterator[tuple[str, str, int]]:
+        """The file of class rows, for a dry run; see ``eva_mm.engine.dry_run.outside_weights``."""
+        rows = getattr(self.cls_head, 'class_rows', None)
+        if isinstance(rows, str):
+            yield f'class mapping {rows}', 'found' if os.path.isfile(rows) else 'missing', 0
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         rename_published_keys(state_dict, prefix, 'video')

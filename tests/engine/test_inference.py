@@ -211,6 +211,44 @@ def test_a_video_that_ends_early_is_told_and_kept(tmp_path, monkeypatch):
     assert len(read_video(tmp_path / 'out' / 'drawn' / 'clip.mp4')[0]) == 6
 
 
+class Clips(Brightness):
+    """Looks at a video as a whole: the mean of its first frame."""
+
+    whole_videos = True
+    header = ('mean',)
+
+    def load(self, path):
+        raise AssertionError('not for whole videos')
+
+    prepare = load
+
+    def load_video(self, path):
+        frames, _ = read_video(path)
+        return frames[0].mean(), frames[0]
+
+    def row(self, prediction):
+        return [f'{prediction:.0f}']
+
+
+def test_whole_videos(folder, tmp_path, capsys):
+    write_video(folder / 'bright.mp4', [200, 0])
+    report = run(Clips(), find_sources(str(folder)), tmp_path / 'out', batch_size=4)
+    assert (report.unit, report.images, report.results, report.status) == ('video', 2, 2, 3)
+    assert report.text().startswith('2 videos, 2 results: ')
+    pictures = {name for name in report.skipped if not name.endswith('.mp4')}
+    assert pictures
+    assert all('a picture, but this model takes videos' in report.skipped[p] for p in pictures)
+    table = json.loads((tmp_path / 'out' / 'images.json').read_text())
+    names = ['bright.mp4', 'summer/clip.avi']
+    assert table['images'] == [dict(id=i, file_name=name) for i, name in enumerate(names, 1)]
+    rows = (tmp_path / 'out' / 'results.csv').read_text().splitlines()
+    assert rows[0] == 'file_name,mean'
+    assert abs(int(rows[1].split(',')[1]) - 200) < 4
+    drawn = cv2.imread(str(tmp_path / 'out' / 'drawn' / 'bright.mp4.png'))
+    assert abs(drawn.mean() - 55) < 4
+    assert 'videos' in capsys.readouterr().err
+
+
 def test_batches_end_at_the_size_or_at_the_pixels():
     source = Source(Path('a'), 'a', False)
     frames = [

@@ -7,15 +7,14 @@ from ..helpers import load_config
 WIDTH, NUM_CLASSES, CROP = 32, 5, 64
 
 
-def shrink_segmentor(cfg: Config, num_classes: int = NUM_CLASSES) -> Config:
-    """A leaf with narrow layers, crops of 64 px and few classes, in place."""
+def small_sizes(num_classes: int = NUM_CLASSES) -> dict:
+    """Options under ``model``: narrow layers, crops of 64 px and few classes."""
     attention = dict(embed_dims=WIDTH, num_heads=4)
     layer = dict(
         self_attn_cfg=attention, ffn_cfg=dict(embed_dims=WIDTH, feedforward_channels=WIDTH)
     )
     sine = dict(num_feats=WIDTH // 2)
-    cfg.model.backbone.pop('init_cfg', None)  # weights of the real size
-    model = dict(
+    return dict(
         data_preprocessor=dict(size=(CROP, CROP)),
         backbone=dict(
             img_size=CROP,
@@ -44,8 +43,24 @@ def shrink_segmentor(cfg: Config, num_classes: int = NUM_CLASSES) -> Config:
         ),
         test_cfg=dict(crop_size=(CROP, CROP), stride=(32, 32)),
     )
-    cfg.merge_from_dict(dict(model=model))
+
+
+def shrink_segmentor(cfg: Config, num_classes: int = NUM_CLASSES) -> Config:
+    """A leaf at test size, in place; see :func:`small_sizes`."""
+    cfg.model.backbone.pop('init_cfg', None)  # weights of the real size
+    cfg.merge_from_dict(dict(model=small_sizes(num_classes)))
     return cfg
+
+
+def dotted(node: dict, path: str) -> list[str]:
+    """Nested options as they are typed: ``model.backbone.depth=4``."""
+    words = []
+    for key, value in node.items():
+        if isinstance(value, dict):
+            words += dotted(value, f'{path}.{key}')
+        else:
+            words.append(f'{path}.{key}={value}'.replace(' ', '').replace("'", ''))
+    return words
 
 
 def shrunk_leaf(name: str, **options) -> Config:

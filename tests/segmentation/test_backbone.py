@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.runner import load_checkpoint
 
 from eva_mm.engine.strict_loading import CheckpointMismatchError
@@ -125,6 +126,20 @@ def test_four_maps_of_any_crop_that_32_divides(size, tables):
     model = randomised(EVAViTAdapter(**TINY, relative_position_bias=tables))
     shapes = [tuple(m.shape) for m in model(torch.randn(1, 3, *size))]
     assert shapes == [(1, 32, size[0] // s, size[1] // s) for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize('size', [(64, 64), (96, 32), (128, 160)])
+def test_positions_of_other_crops_are_bicubic(size):
+    model = randomised(EVAViTAdapter(**TINY))
+    image = torch.randn(1, 3, *size)
+    grid = (size[0] // 16, size[1] // 16)
+    tokens, cls_token, found = model._embed_apart(image)
+    table = model.pos_embed[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, grid, mode='bicubic', align_corners=False)
+    expected = (model.patch_embed(image) + table).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+    assert found == grid
+    assert torch.equal(cls_token, model.cls_token)  # without a position, as published
 
 
 def test_other_crops_are_refused():

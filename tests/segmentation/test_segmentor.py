@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from eva_mm.engine.strict_loading import CheckpointMismatchError
+from eva_mm.errors import InputError
 from eva_mm.zoo.keys import SEGMENTOR_KEYS, unknown_names
 
 from ..helpers import load_config
@@ -141,6 +142,34 @@ def test_a_training_step_moves_every_part(name):
     assert {
         n for n in still if not re.search(r'\.injector\.|extractor.*\.query_norm\.', n)
     } == set()
+
+
+def test_class_weights_of_another_number():
+    cfg = shrunk_leaf(COCO)
+    cfg.model.decode_head.num_classes = 9
+    with pytest.raises(InputError, match='class_weight has 6 numbers, but num_classes is 9.* 10'):
+        build(cfg)
+
+
+def test_an_image_without_classes_counts_no_mask():
+    """mmdet 3 counts it as one: mask and dice losses are then 2 / 3 of the published ones."""
+    halves = torch.zeros(CROP, CROP)
+    halves[:, : CROP // 2] = 1  # two masks
+    data = batch(halves, torch.full((CROP, CROP), 255))
+    losses = {}
+    for count in (False, True):
+        cfg = shrunk_leaf(COCO)
+        assert cfg.model.decode_head.count_empty_images is False
+        cfg.model.decode_head.count_empty_images = count
+        torch.manual_seed(0)
+        model = build(cfg)
+        model.init_weights()
+        prepared = model.data_preprocessor(copy.deepcopy(data), training=True)
+        torch.manual_seed(1)  # the points where masks are compared
+        losses[count] = model.loss(prepared['inputs'], prepared['data_samples'])
+    for name, published in losses[False].items():
+        factor = 1 if 'loss_cls' in name else 2 / 3
+        torch.testing.assert_close(losses[True][name], factor * published)
 
 
 # ------------------------------------------------------------------------------ way to a map

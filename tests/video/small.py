@@ -1,5 +1,6 @@
 """Leaves of Kinetics at test size, and tiny videos."""
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -38,10 +39,30 @@ def shrink_transform(transform: dict, num_frames: int, img_size: int, short: int
 
 
 def write_video(path: Path, num_frames: int = 12, size: tuple[int, int] = (96, 80)) -> Path:
-    """A video whose frame i has the brightness 10 + 10 * i; size is (width, height)."""
+    """A video whose frame i < 24 is 10 + 10 * i bright, others alike; size is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 10, size)
     for index in range(num_frames):
-        writer.write(np.full((size[1], size[0], 3), 10 + 10 * index, np.uint8))
+        writer.write(np.full((size[1], size[0], 3), 10 + 10 * (index % 24), np.uint8))
     writer.release()
+    return path
+
+
+def put_index_first(path: Path) -> Path:
+    """Make an MP4 like those of the web, in place: its index (`moov`) before the frames.
+
+    Cut off, such a file opens, but its frames end early.
+    """
+    data, atoms, place = path.read_bytes(), {}, 0
+    while place < len(data):
+        length, kind = struct.unpack('>I4s', data[place : place + 8])
+        atoms[kind] = bytearray(data[place : place + length])
+        place += length
+    moov = atoms.pop(b'moov')
+    table = moov.index(b'stco') + 8  # offsets of the frames from the start of the file
+    (count,) = struct.unpack('>I', moov[table : table + 4])
+    for offset in range(table + 4, table + 4 + 4 * count, 4):
+        (before,) = struct.unpack('>I', moov[offset : offset + 4])
+        moov[offset : offset + 4] = struct.pack('>I', before + len(moov))
+    path.write_bytes(atoms.pop(b'ftyp') + moov + b''.join(atoms.values()))
     return path

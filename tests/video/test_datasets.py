@@ -9,6 +9,7 @@ from mmaction.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
+import eva_mm
 from eva_mm.engine.config_check import check_config
 from eva_mm.engine.exact_data import ExactInfiniteSampler, PositionedIndex
 from eva_mm.errors import InputError, MissingFileError, UnreadableFileError
@@ -33,13 +34,13 @@ def folder(tmp_path):
 
 
 def dataset(folder, part='train', text=None, **options):
+    """Kinetics-400's leaf at test size, on the folder's list."""
     cfg = shrink_video(load_config('kinetics/eva_g_k400', 'mmaction'))
     if text is not None:
         (folder / 'list.txt').write_text(text)
     settings = cfg[f'{part}_dataloader'].dataset
-    settings.update(
-        ann_file=str(folder / 'list.txt'), data_prefix=dict(video=str(folder / 'videos')), **options
-    )
+    paths = dict(ann_file=str(folder / 'list.txt'), data_prefix=dict(video=str(folder / 'videos')))
+    settings.update({**paths, **options})
     return DATASETS.build(settings)
 
 
@@ -82,11 +83,55 @@ def test_missing_list(folder):
 
 
 def test_broken_video_stops_and_is_named(folder):
-    data = dataset(folder)
+    data = dataset(folder, skip_unreadable=False)
     with pytest.raises(UnreadableFileError, match=r'cannot be decoded: .*clip 1.mp4'):
         data[1]
     (folder / 'videos' / 'clip 1.mp4').unlink()
     with pytest.raises(UnreadableFileError, match=r'video not found: .*clip 1.mp4'):
+        data[1]
+
+
+def test_names_of_the_classes(folder):
+    assert 'classes' not in dataset(folder).metainfo
+    (folder / 'classes.txt').write_text('zumba\narchery\nyoga\n')
+    data = dataset(folder)
+    # In the order of the labels, whatever it is.
+    assert data.metainfo['classes'] == ('zumba', 'archery', 'yoga')
+    assert data.label_limit == 3
+    assert dataset(folder, classes=['a', 'b', 'c', 'd']).metainfo['classes'] == ('a', 'b', 'c', 'd')
+    with pytest.raises(InputError, match='line 3: label 2, expected one below 2'):
+        dataset(folder, classes=['a', 'b'])
+    with pytest.raises(InputError, match='num_classes is 5, but 3 classes are named'):
+        dataset(folder, num_classes=5)
+    with pytest.raises(MissingFileError, match=r'class names not found: none.txt'):
+        dataset(folder, classes='none.txt')
+    for text, found in (('\n', 'none'), ('a\nb\na\n', "'a' twice")):
+        (folder / 'classes.txt').write_text(text)
+        with pytest.raises(
+            InputError, match=f'classes.txt: expected a name per line, found {found}'
+        ):
+            dataset(folder)
+
+
+def test_a_folder_does_without_a_list(folder):
+    for name in ('zumba', 'archery'):
+        write_video(folder / 'videos' / 'train' / name / 'one.mp4')
+    cfg = dict(ann_file='', data_prefix=dict(video=str(folder / 'videos' / 'train')))
+    data = dataset(folder, **cfg)
+    assert data.metainfo['classes'] == ('archery', 'zumba')
+    infos = [data.get_data_info(i) for i in range(len(data))]
+    assert [(info['label'], info['filename'].split('/')[-2]) for info in infos] == [
+        (0, 'archery'),
+        (1, 'zumba'),
+    ]
+    assert data[1]['inputs'].shape == (1, 3, 4, 56, 56)
+    with pytest.raises(InputError, match="'zumba' is not among the 1 classes"):
+        dataset(folder, classes=['archery'], **cfg)
+
+
+def test_a_test_never_replaces(folder):
+    data = dataset(folder, 'val', skip_unreadable=True)
+    with pytest.raises(UnreadableFileError, match=r'clip 1.mp4'):
         data[1]
 
 
@@ -116,14 +161,15 @@ def test_workers_make_the_same_clips(folder):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize('name', ['eva_g_k722', 'eva_g_k400', 'eva_g_k600', 'eva_g_k700'])
+@pytest.mark.parametrize('name', [n for n in eva_mm.list_configs() if 'kinetics' in n])
 def test_no_key_of_a_leaf_is_misspelt(name):
-    assert check_config(load_config(f'kinetics/{name}', 'mmaction')) == []
+    assert check_config(load_config(name, 'mmaction')) == []
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f'no real clips in {REAL}')
+@pytest.mark.parametrize('clip', [0, 1])
 @pytest.mark.parametrize('part', ['train', 'val', 'test'])
-def test_real_clips_through_the_pipelines_of_kinetics_400(part, tmp_path):
+def test_real_clips_through_the_pipelines_of_kinetics_400(part, clip, tmp_path):
     cfg = load_config('kinetics/eva_g_k400', 'mmaction')
     videos = sorted(path.name for path in REAL.glob('*.mp4'))
     assert len(videos) == 2
@@ -131,7 +177,7 @@ def test_real_clips_through_the_pipelines_of_kinetics_400(part, tmp_path):
     settings = cfg[f'{part}_dataloader'].dataset
     settings.update(ann_file=str(tmp_path / 'list.txt'), data_prefix=dict(video=str(REAL)))
     data = DATASETS.build(settings)
-    batch = pseudo_collate([data[0]])
+    batch = pseudo_collate([data[clip]])
     views = 12 if part == 'test' else 1
     assert batch['inputs'][0].shape == (views, 3, 16, 224, 224)
 

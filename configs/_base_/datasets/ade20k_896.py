@@ -6,7 +6,7 @@ dataset_type = 'EVAADE20KDataset'
 crop_size = (896, 896)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=(3584, 896), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -18,8 +18,44 @@ test_pipeline = [
     dict(type='Resize', scale=(3584, 896), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),
     # After resizing: scores are taken at the original size.
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
+]
+# Seven scales, each as it is and mirrored (`tools/test.py --tta`).
+# As published for ADE20K: sides become multiples of 32, and what is smaller than a window gets
+# black on the right and at the bottom to the window's size, before colours are normalised.
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=(4 * side, side), keep_ratio=True)
+                for side in (512, 640, 768, 896, 1024, 1152, 1280)
+            ],
+            [dict(type='ResizeToMultiple', size_divisor=32)],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='PadAtLeast', size=crop_size)],
+            [dict(type='LoadAnnotations')],
+            [
+                dict(
+                    type='PackSegInputs',
+                    meta_keys=(
+                        'img_path',
+                        'seg_map_path',
+                        'ori_shape',
+                        'img_shape',
+                        'pad_shape',
+                        'padding_size',
+                        'scale_factor',
+                        'flip',
+                        'flip_direction',
+                        'reduce_zero_label',
+                    ),
+                )
+            ],
+        ],
+    ),
 ]
 train_dataloader = dict(
     batch_size=1,

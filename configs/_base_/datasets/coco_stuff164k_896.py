@@ -21,6 +21,42 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+# Seven scales, each as it is and mirrored (`tools/test.py --tta`).
+# The one published for ADE20K; none was for COCO-Stuff. What is smaller than a window gets
+# black on the right and at the bottom to the window's size, before colours are normalised.
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=(4 * side, side), keep_ratio=True)
+                for side in (512, 640, 768, 896, 1024, 1152, 1280)
+            ],
+            [dict(type='ResizeToMultiple', size_divisor=32)],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='PadAtLeast', size=crop_size)],
+            [dict(type='LoadAnnotations')],
+            [
+                dict(
+                    type='PackSegInputs',
+                    meta_keys=(
+                        'img_path',
+                        'seg_map_path',
+                        'ori_shape',
+                        'img_shape',
+                        'pad_shape',
+                        'padding_size',
+                        'scale_factor',
+                        'flip',
+                        'flip_direction',
+                        'reduce_zero_label',
+                    ),
+                )
+            ],
+        ],
+    ),
+]
 train_dataloader = dict(
     batch_size=1,
     num_workers=4,

@@ -77,6 +77,7 @@ train_dataloader = dict(
         ann_file=data_root + 'train.txt',
         data_prefix=dict(video=data_root),
         pipeline=train_pipeline,
+        skip_unreadable=True,
     ),
 )
 val_dataloader = dict(

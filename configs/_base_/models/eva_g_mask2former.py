@@ -27,14 +27,14 @@ model = dict(
         deform_ratio=0.5,
         cffn_ratio=0.25,
         interaction_indexes=[[0, 9], [10, 19], [20, 29], [30, 39]],
-        # Several processes on CPUs need dict(type='BN').
-        norm_cfg=dict(type='SyncBN'),
+        norm_cfg=dict(type='EVASyncBN'),
         activation_checkpointing=True,
         init_cfg=dict(type='Pretrained', checkpoint='eva://eva_psz14to16'),
     ),
     decode_head=dict(
         type='EVAMask2FormerHead',
         sigmoid_before_upsampling=True,
+        count_empty_images=False,
         in_channels=[1408, 1408, 1408, 1408],
         strides=[4, 8, 16, 32],
         feat_channels=1024,
