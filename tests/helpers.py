@@ -1,14 +1,18 @@
 """What several tests share."""
 
+import functools
 import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 
 import eva_mm
+from eva_mm.engine.dry_run import build_meta_optim_wrapper
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +28,30 @@ def load_config(name: str, scope: str = 'mmdet') -> Config:
     config = eva_mm.get_config(name)
     init_default_scope(scope)
     return config
+
+
+@functools.lru_cache(maxsize=16)
+def build_leaf(name: str, scope: str = 'mmdet') -> tuple[Config, torch.nn.Module, OptimWrapper]:
+    """A leaf's config, its model at full size on the meta device, and its optimizer wrapper."""
+    cfg = load_config(name, scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    return cfg, model, build_meta_optim_wrapper(cfg, model)
+
+
+def rates_of_schedule(cfg: Config, rates: Sequence[float]) -> Iterator[list[float]]:
+    """Learning rates of groups that start from ``rates``, at every step, without an end."""
+    optimizer = torch.optim.SGD(
+        [dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=rate) for rate in rates]
+    )
+    schedulers = [
+        PARAM_SCHEDULERS.build(s, default_args=dict(optimizer=optimizer))
+        for s in cfg.param_scheduler
+    ]
+    while True:
+        yield [group['lr'] for group in optimizer.param_groups]
+        for scheduler in schedulers:
+            scheduler.step()
 
 
 def free_port() -> int:

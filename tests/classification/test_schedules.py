@@ -1,20 +1,19 @@
 """Counts, groups, rates and lengths of the twelve leaves against the logs' closed forms."""
 
+import itertools
 import math
 import re
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
-from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.registry import MODELS
 
 from eva_mm.classification.datasets import read_classes
-from eva_mm.engine.dry_run import build_meta_optim_wrapper
 from eva_mm.engine.layer_decay import param_group_table
 from eva_mm.zoo.table import published_models
 
-from ..helpers import ROOT, load_config
+from ..helpers import ROOT, build_leaf, rates_of_schedule
 
 
 class Run(NamedTuple):
@@ -101,20 +100,10 @@ RUNS = {
 pytestmark = pytest.mark.parametrize('name', RUNS)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def built():
     """Config, model on the meta device and optimizer wrapper of a leaf."""
-    cache = {}
-
-    def _built(name):
-        if name not in cache:
-            cfg = load_config(f'imagenet/{name}', 'mmengine')
-            with torch.device('meta'):
-                model = MODELS.build(cfg.model)
-            cache[name] = cfg, model, build_meta_optim_wrapper(cfg, model)
-        return cache[name]
-
-    return _built
+    return lambda name: build_leaf(f'imagenet/{name}', 'mmengine')
 
 
 def test_number_of_parameters(built, name):
@@ -171,22 +160,8 @@ def test_rates_of_every_epoch(built, name):
     total = run.epochs * run.steps
     assert cfg.train_cfg.max_iters == total
     rates = [group['lr'] for group in wrapper.optimizer.param_groups]
-    optimizer = torch.optim.SGD(
-        [
-            dict(params=[torch.nn.Parameter(torch.zeros(()))], lr=lr)
-            for lr in (max(rates), min(rates))
-        ]
-    )
-    schedulers = [
-        PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer))
-        for s in cfg.param_scheduler
-    ]
-    optimizer.step()
-    found = np.empty((total, 2))
-    for step in range(total):
-        found[step] = [group['lr'] for group in optimizer.param_groups]
-        for scheduler in schedulers:
-            scheduler.step()
+    ends = (max(rates), min(rates))
+    found = np.array(list(itertools.islice(rates_of_schedule(cfg, ends), total)))
     expected = closed_form(run)
     smallest = expected * run.layer_decay ** (run.depth + 1 if not run.probe else 0)
     if run.depth == 40 and not run.probe:

@@ -1,20 +1,20 @@
 """Parameters, groups and rates of the leaves at full length, against closed forms."""
 
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS
+from mmengine.registry import TRANSFORMS
 from mmengine.runner import LogProcessor
 
 import eva_mm
 from eva_mm.engine.layer_decay import param_group_table
 from eva_mm.pretraining.transforms import ResizeCenterCrop, TwoViewCrop
 
-from ..helpers import load_config
+from ..helpers import build_leaf, rates_of_schedule
 
 
 class Run(NamedTuple):
@@ -55,21 +55,10 @@ MIN_LR, WEIGHT_DECAY, MAX_NORM = 1e-5, 0.05, 3.0
 every_leaf = pytest.mark.parametrize('name', RUNS)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def built():
     """Config, model on the meta device and optimizer wrapper of a leaf."""
-    cache = {}
-
-    def _built(name):
-        if name not in cache:
-            cfg = load_config(f'pretrain/{name}', scope='mmengine')
-            wrapper_cfg = dict(cfg.optim_wrapper)
-            with torch.device('meta'):
-                model = MODELS.build(cfg.model)
-            cache[name] = cfg, model, build_optim_wrapper(model, wrapper_cfg)
-        return cache[name]
-
-    return _built
+    return lambda name: build_leaf(f'pretrain/{name}', 'mmengine')
 
 
 def test_every_leaf_is_here():
@@ -117,14 +106,8 @@ def published_lr(run: Run) -> np.ndarray:
 
 def simulated_lr(cfg, lr: float) -> np.ndarray:
     """Rate of every step by the leaf's schedulers, as the Runner steps them."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in cfg.param_scheduler]
-    rates = np.empty(cfg.train_cfg.max_iters)
-    for step in range(len(rates)):
-        rates[step] = optimizer.param_groups[0]['lr']
-        for scheduler in schedulers:
-            scheduler.step()
-    return rates
+    steps = itertools.islice(rates_of_schedule(cfg, [lr]), cfg.train_cfg.max_iters)
+    return np.array([rate for (rate,) in steps])
 
 
 @every_leaf
@@ -259,7 +242,7 @@ TEACHERS = {
 
 @every_leaf
 def test_student_and_teacher_have_the_published_arguments(built, name):
-    _, model, wrapper = built(name)
+    cfg, model, _ = built(name)
     rates = [block.drop_path.rate for block in model.blocks]
     last = 0.0 if 'eva_l' in name else 0.1
     assert rates == pytest.approx(list(np.linspace(0, last, len(rates))))
@@ -268,7 +251,7 @@ def test_student_and_teacher_have_the_published_arguments(built, name):
     assert teacher.image_size == (224, 224)
     preprocessor = model.data_preprocessor
     assert preprocessor.mean.shape == preprocessor.std.shape == (3, 1, 1)
-    assert type(wrapper).__name__ == 'BF16OptimWrapper'
+    assert cfg.optim_wrapper.type == 'BF16OptimWrapper'
     if 'eva_l' in name:
         assert model.num_kept == 64
         assert len(model.decoder_blocks) == 4
