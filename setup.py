@@ -37,7 +37,7 @@ EXTRAS = {
         'terminaltables',
     ],
     'seg': [*ENGINE, 'Pillow<13', 'scipy'],
-    'video': [*ENGINE, 'decord', 'einops', 'importlib_metadata<9'],
+    'video': [*ENGINE, 'decord', 'einops', 'importlib_metadata<9', 'Pillow<13', 'torchvision'],
     'cls': [*ENGINE, 'Pillow<13', 'timm>=1.0.17', 'torchvision'],
     'clip': [*ENGINE, 'open_clip_torch>=3.0', 'Pillow<13', 'timm>=1.0.17', 'torchvision'],
 }

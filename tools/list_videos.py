@@ -26,8 +26,8 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--classes',
-        help='folder of class folders, or text file with names: their sorted order gives the '
-        'labels; by default classes.txt beside the list, else the folders',
+        help='folder of class folders, or text file with names in the order of the labels; by '
+        'default classes.txt beside the list, else the folders, sorted',
     )
     parser.add_argument(
         '--exclude',
@@ -38,6 +38,12 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--keep-duplicates', action='store_true', help='keep several files of one YouTube id'
+    )
+    parser.add_argument(
+        '--youtube-ids',
+        action='store_true',
+        help='names of eleven characters, as -5NN5hdIwTc.mp4, are YouTube ids; else those of '
+        'Kinetics alone, -5NN5hdIwTc_000038_000048.mp4',
     )
     parser.add_argument(
         '--no-decode', action='store_true', help='do not try whether each video can be decoded'
@@ -66,6 +72,7 @@ def main(argv=None):
             keep_duplicates=args.keep_duplicates,
             decode=not args.no_decode,
             workers=args.workers,
+            youtube_ids=args.youtube_ids,
         )
     print(report.text(args.out))
 

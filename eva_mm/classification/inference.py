@@ -11,11 +11,11 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from timm.data import ImageNetInfo
 
 from eva_mm.engine.image_data import open_rgb
+from eva_mm.engine.strict_loading import load_whole_checkpoint
 from eva_mm.errors import UsageError
 
 from .datasets import read_classes
@@ -65,7 +65,7 @@ class ClassificationPredictor:
         self.pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
         self.model = MODELS.build(cfg.model)
         # Without a line on the standard output, where the classes are told; misfits are errors.
-        loaded = load_checkpoint(self.model, checkpoint, map_location='cpu', logger='silent')
+        loaded = load_whole_checkpoint(self.model, checkpoint)
         self.model.to(device or get_device()).eval()
         wanted = None if classes is None else _split(classes)
         if hasattr(self.model, 'set_classes'):

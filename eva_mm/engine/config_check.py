@@ -63,7 +63,7 @@ _PLAIN = {
     },
     'filter_cfg': {'filter_empty_gt', 'min_size', 'bbox_min_size'},
     'paramwise_cfg': {
-        'layer_decay', 'no_decay', 'depth_overrides', 'custom_keys', 'bias_lr_mult',
+        'layer_decay', 'no_decay', 'depth_overrides', 'lr_factors', 'custom_keys', 'bias_lr_mult',
         'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult', 'dwconv_decay_mult',
         'dcn_offset_lr_mult', 'bypass_duplicate', 'num_layers', 'decay_rate', 'decay_type',
     },
@@ -163,15 +163,15 @@ def _spent_variables(cfg: Config, overrides: Iterable[str]) -> Iterator[str]:
 def _another_length(cfg: Config, overrides: Mapping[str, Any]) -> Iterator[str]:
     """One for a run that ends before, or goes on behind, the end of its schedule."""
     length = overrides.get('train_cfg.max_iters')
-    schedulers = as_list(cfg.get('param_scheduler'))
-    if not isinstance(length, int) or any(key.startswith('param_scheduler') for key in overrides):
+    scheduled = any(key.startswith('param_scheduler') for key in overrides)
+    # A config that fits itself to its data fits the schedule to the length.
+    if not isinstance(length, int) or scheduled or 'fit_config' in cfg:
         return
-    ends = [s['end'] for s in schedulers if not s.get('by_epoch', True) and 'end' in s]
-    milestones = [
-        m for s in schedulers if not s.get('by_epoch', True) for m in s.get('milestones', ())
-    ]
-    last = max([*ends, *milestones], default=length)
-    if last > length or (max(ends, default=0) == cfg.train_cfg.get('max_iters') != length):
+    schedulers = [s for s in as_list(cfg.get('param_scheduler')) if not s.get('by_epoch', True)]
+    ends = [s['end'] for s in schedulers if 'end' in s]
+    last = max([*ends, *(m for s in schedulers for m in s.get('milestones', ()))], default=length)
+    before = (cfg.get('train_cfg') or {}).get('max_iters')
+    if last > length or (before != length and before in ends):
         yield (
             f'--cfg-options train_cfg.max_iters={length} changes the length of the run and not its '
             f'learning rate, whose schedule goes to iteration {last:,}: set param_scheduler too'

@@ -231,6 +231,8 @@ def describe_data(report: Report, cfg: Config) -> int | None:
 def _outputs(cfg: Config) -> int | None:
     """Outputs of a classifier of images, videos or pixels; None for any other model."""
     head = cfg.model.get('cls_head') or cfg.model.get('decode_head') or {}
+    if isinstance(head, (list, tuple)):  # a cascade, of which the last predicts
+        head = head[-1]
     return cfg.model.get('num_classes') or head.get('num_classes')
 
 

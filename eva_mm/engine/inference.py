@@ -65,8 +65,8 @@ class Predictor(Protocol):
     pixel as (H, W) uint8 or uint16, gets PNG files in ``maps``.
 
     One that looks at a video as a whole has ``whole_videos = True`` and, in place of :meth:`load`
-    and :meth:`prepare`, ``load_video(path)``: what :meth:`predict` takes, and a picture of the
-    video, (H, W, 3) uint8 BGR, which :meth:`draw` is given. Pictures are then no input.
+    and :meth:`prepare`, ``load_video(path)``: what :meth:`predict` takes. :meth:`draw` is then
+    given the path and returns a picture of the video, (H, W, 3) uint8 BGR. Pictures are no input.
 
     Attributes:
         categories: ``[{'id': int, 'name': str}, ...]``, what the records' category ids mean.
@@ -119,11 +119,14 @@ class Source(NamedTuple):
 
 @dataclass
 class Frame:
-    """An image on its way through the model; ``index`` counts from 0 in a video, else None."""
+    """An image on its way through the model; ``index`` counts from 0 in a video, else None.
+
+    A whole video has no ``image``.
+    """
 
     source: Source
     index: int | None
-    image: np.ndarray
+    image: np.ndarray | None
     sample: Any
 
     @property
@@ -237,9 +240,11 @@ def build_predictor(
             choice to the class.
 
     Raises:
-        UsageError: the config is none of a task that is known here; see also `load_config`.
+        UsageError: the config is none of a task that is known here, or takes its classes from data
+            and was not fitted to any; see also `load_config`.
     """
     cfg: Config = load_config(choice.config, cfg_options)
+    _require_fitted(cfg, choice)
     scope, kind = cfg.get('default_scope'), (cfg.get('model') or {}).get('type')
     known = cfg.get('predictor') or PREDICTORS.get(kind) or PREDICTORS.get(scope)
     if known is None:
@@ -251,6 +256,17 @@ def build_predictor(
     module, _, name = known.rpartition('.')
     given = {key: value for key, value in options.items() if value is not None}
     return getattr(importlib.import_module(module), name)(cfg, choice.checkpoint, **given)
+
+
+def _require_fitted(cfg: Config, choice: Choice) -> None:
+    if 'fit_config' not in cfg or (cfg.get('own_data') or {}).get('fitted_to'):
+        return
+    saved = sorted(Path(choice.checkpoint).parent.glob('*.py'))
+    left = f', {saved[0]}' if len(saved) == 1 else ''
+    raise UsageError(
+        f'{choice.config} takes its classes from data, of which inference knows nothing: give the '
+        f'config that the training left beside its checkpoints{left}'
+    )
 
 
 def check_device(device: str | None) -> None:
@@ -397,7 +413,7 @@ def read_frames(
 def read_whole_videos(
     sources: Iterable[Source], predictor: Predictor, skip: Callable[[Source, Exception], None]
 ) -> Iterator[Frame]:
-    """Videos for a predictor that looks at them as a whole, each as one picture; as `read_frames`.
+    """Videos for a predictor that looks at them as a whole; as `read_frames`.
 
     Images are skipped.
     """
@@ -407,8 +423,7 @@ def read_whole_videos(
                 raise UnreadableFileError('its path is not UTF-8; rename it')
             if not source.is_video:
                 raise UnreadableFileError('a picture, but this model takes videos')
-            sample, picture = predictor.load_video(str(source.path))
-            yield Frame(source, None, picture, sample)
+            yield Frame(source, None, None, predictor.load_video(str(source.path)))
         except Exception as error:  # decoders raise anything when fed with garbage
             skip(source, error)
 
@@ -420,7 +435,7 @@ def batches(
     batch: list[Frame] = []
     pixels = 0
     for frame in frames:
-        area = frame.image.shape[0] * frame.image.shape[1]
+        area = 0 if frame.image is None else frame.image.shape[0] * frame.image.shape[1]
         if batch and pixels + area > max_pixels:
             yield batch
             batch, pixels = [], 0
@@ -681,7 +696,8 @@ def run(
                 if len(rows) <= _DESCRIBED and hasattr(predictor, 'describe'):
                     report.described += [frame.name, *predictor.describe(prediction)]
                 if drawings:
-                    drawings.add(frame, predictor.draw(frame.image, prediction))
+                    image = str(frame.source.path) if whole_videos else frame.image
+                    drawings.add(frame, predictor.draw(image, prediction))
                 bar.advance(task)
     content = dict(
         info=dict(info or {}), images=rows, annotations=[], categories=predictor.categories

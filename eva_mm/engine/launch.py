@@ -26,7 +26,7 @@ from eva_mm.errors import InputError, UsageError
 from eva_mm.zoo.table import SCHEME, find_model, suggest_scheme
 
 from .accumulation import set_accumulation
-from .batch_scaling import scale_to_images
+from .batch_scaling import as_list, scale_to_images
 from .config_check import check_config, check_options
 from .hooks.non_finite import NonFiniteError
 from .optim_wrapper import gpu_has_bf16
@@ -408,6 +408,7 @@ def prepare_test_config(
         enable_drawing(cfg, show, show_dir, wait_time)
     if tta:
         enable_tta(cfg)
+    drop_unused_labels(cfg)
     return cfg
 
 
@@ -440,6 +441,34 @@ def enable_tta(cfg: Config) -> None:
         dataset = dataset.dataset
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def drop_unused_labels(cfg: Config) -> None:
+    """Let a segmentor's test do without label maps where its metrics only write predictions.
+
+    mmseg's metric leaves labels alone under `format_only`, but its pipelines load them.
+    """
+    metrics = as_list(cfg.get('test_evaluator'))
+    if cfg.get('default_scope') != 'mmseg' or not metrics:
+        return
+    if all(metric.get('format_only') for metric in metrics):
+        dataset = cfg.test_dataloader.dataset
+        while 'dataset' in dataset:
+            dataset = dataset.dataset
+        dataset.pipeline = _without_labels(dataset.pipeline)
+
+
+def _without_labels(steps: Sequence) -> list:
+    """Transforms, and lists of those that are tried in turn, without `LoadAnnotations`."""
+    kept = []
+    for step in steps:
+        if isinstance(step, (list, tuple)):
+            if inner := _without_labels(step):
+                kept.append(inner)
+        elif getattr(step['type'], '__name__', step['type']).split('.')[-1] != 'LoadAnnotations':
+            views = step.get('transforms')
+            kept.append(dict(step, transforms=_without_labels(views)) if views else step)
+    return kept
 
 
 def build_runner(cfg: Config) -> Runner:

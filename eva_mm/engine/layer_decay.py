@@ -20,7 +20,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-_KNOWN = ('layer_decay', 'no_decay', 'depth_overrides')
+_KNOWN = ('layer_decay', 'no_decay', 'depth_overrides', 'lr_factors')
 _KNOWN_NO_DECAY = ('one_dim', 'bias', 'names')
 
 
@@ -44,7 +44,7 @@ class EVALayerDecay(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg (dict): Config of the wrapper, with `optimizer` and its `lr`.
-        paramwise_cfg (dict): Three optional keys:
+        paramwise_cfg (dict): Four optional keys:
 
             - `layer_decay` (float): Factor per layer in (0, 1]. Defaults to 1.0: one rate for all.
             - `no_decay` (dict): Which parameters get weight decay 0. `one_dim` (bool): tensors of
@@ -52,6 +52,8 @@ class EVALayerDecay(DefaultOptimWrapperConstructor):
               whole parameter names or their last dotted parts (`'pos_embed'`). All off by default.
             - `depth_overrides` (dict[str, int]): Dotted prefix of parameter names -> layer id that
               replaces the model's answer. The longest prefix wins.
+            - `lr_factors` (dict[str, float]): Dotted prefix of parameter names -> factor above 0 on
+              top of the layer's. The longest prefix wins.
 
     Raises:
         ValueError: For an unknown key, a factor outside (0, 1], an optimizer without `lr`, or a
@@ -87,6 +89,13 @@ class EVALayerDecay(DefaultOptimWrapperConstructor):
         self.spare_bias = bool(no_decay.get('bias', False))
         self.spare_names = tuple(no_decay.get('names', ()))
         self.depth_overrides = dict(cfg.get('depth_overrides') or {})
+        self.lr_factors = dict(cfg.get('lr_factors') or {})
+        for head, factor in self.lr_factors.items():
+            if not factor > 0:
+                raise ValueError(
+                    f'paramwise_cfg.lr_factors: the factor of {head!r} should be above 0, but got '
+                    f'{factor}'
+                )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer wrapper of a model, bare or wrapped for data parallelism.
@@ -111,7 +120,7 @@ class EVALayerDecay(DefaultOptimWrapperConstructor):
             if not param.requires_grad:
                 continue
             depth = depth_of(name)
-            scale = self.layer_decay ** (top - depth)
+            scale = self.layer_decay ** (top - depth) * self._factor_of(name)
             spared = self._is_spared(name, param.ndim)
             if (scale, spared) not in groups:
                 groups[scale, spared] = self._new_group(scale, spared)
@@ -134,6 +143,10 @@ class EVALayerDecay(DefaultOptimWrapperConstructor):
         elif self.base_wd is not None:
             group['weight_decay'] = self.base_wd
         return group
+
+    def _factor_of(self, name: str) -> float:
+        heads = [head for head in self.lr_factors if _is_head(head, name)]
+        return self.lr_factors[max(heads, key=len)] if heads else 1.0
 
     def _is_spared(self, name: str, ndim: int) -> bool:
         return (
@@ -169,9 +182,13 @@ class EVALayerDecay(DefaultOptimWrapperConstructor):
         for tail in self.spare_names:
             if not any(_is_tail(tail, name) for name in names):
                 raise ValueError(f'paramwise_cfg.no_decay.names: {tail!r} fits no parameter')
-        for head in self.depth_overrides:
-            if not any(_is_head(head, name) for name in names):
-                raise ValueError(f'paramwise_cfg.depth_overrides: {head!r} fits no parameter')
+        for key, heads in (
+            ('depth_overrides', self.depth_overrides),
+            ('lr_factors', self.lr_factors),
+        ):
+            for head in heads:
+                if not any(_is_head(head, name) for name in names):
+                    raise ValueError(f'paramwise_cfg.{key}: {head!r} fits no parameter')
 
 
 def param_group_table(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ _ENVIRONMENT = {
 }
 
 _LAG = 5.0  # seconds until a new file is seen through any shared file system
+# The others wait for the first as long as it works; a launcher ends them if it dies.
+_PATIENCE = timedelta(days=7)
+_calls = itertools.count()
 
 
 def told_rank(launcher: str) -> int:
@@ -69,6 +74,9 @@ def join_processes(cfg: Config) -> None:
 def on_first_process(work: Callable[[], Any]) -> Any:
     """Let the first process alone do something, and tell all of them its result.
 
+    All of them call this, equally often. The others wait outside of collectives, so that the work
+    may take longer than the group's timeout (10 minutes with NCCL).
+
     Args:
         work: Returns something that can be pickled.
 
@@ -82,12 +90,26 @@ def on_first_process(work: Callable[[], Any]) -> Any:
         except InputError as error:
             told = [None, error]
         except Exception as error:  # the others wait to be told
+            _wait_for_first()
             broadcast_object_list([None, InputError(f'{type(error).__name__}: {error}')])
             raise
+    _wait_for_first()
     broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+def _wait_for_first() -> None:
+    """Return in the first process at once, in the others when it has come here."""
+    if not torch.distributed.is_initialized():
+        return
+    key = f'eva_mm/first_process/{next(_calls)}'
+    store = torch.distributed.distributed_c10d._get_default_store()
+    if get_rank() == 0:
+        store.set(key, '1')
+    else:
+        store.wait([key], _PATIENCE)
 
 
 def check_shared(folder: str, what: str) -> None:

@@ -3,7 +3,8 @@
 mmengine loads whatever fits and prints the rest as one long warning, so a detector may be tested
 with half its weights random. Importing this module replaces the loader that all of mmengine's
 ways go through (``load_from``, ``--resume``, ``Pretrained``, inferencers); it treats models that
-are :class:`StrictLoading` as told there, and any other as before.
+are :class:`StrictLoading` as told there, and any other as before, unless all of its weights are
+asked for (:func:`load_whole_checkpoint`).
 """
 
 from __future__ import annotations
@@ -195,18 +196,22 @@ def load_state_dict(
     Args:
         module: the model, bare or wrapped.
         state_dict: name -> tensor, under published or own names.
-        strict: refuse even what the model allows.
+        strict: refuse even what the model allows, and in any other model every difference but
+            those of its :class:`StrictLoading` parts and of counters.
         logger: as of mmengine; what was allowed is reported there.
 
     Raises:
         CheckpointMismatchError: a :class:`StrictLoading` model and the weights differ in more
-            than it allows.
+            than it allows, or ``strict`` and any other model.
     """
     model = module
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     if not isinstance(model, StrictLoading):
-        _lenient_load(module, state_dict, strict, logger)
+        if strict:
+            _load_whole(model, state_dict)
+        else:
+            _lenient_load(module, state_dict, strict, logger)
         return
     differences = _load_and_compare(model, state_dict)
     missing, unexpected = model.may_be_missing, model.may_be_unexpected
@@ -263,6 +268,48 @@ def _load_and_compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Mismat
             for k, v in values.items()
             if k in own and isinstance(v, Tensor) and v.shape != own[k].shape
         },
+    )
+
+
+def _load_whole(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Load a model that is no :class:`StrictLoading`, and refuse what differs."""
+    parts = [(f'{name}.', m) for name, m in model.named_modules() if isinstance(m, StrictLoading)]
+    missing = [prefix + pattern for prefix, part in parts for pattern in part.may_be_missing]
+    unexpected = [prefix + pattern for prefix, part in parts for pattern in part.may_be_unexpected]
+    differences = _load_and_compare(model, state_dict)
+    # Tables of indices are computed by the model, and versions of a host differ in which they save.
+    missing += [
+        name for name in differences.missing if not model.state_dict()[name].is_floating_point()
+    ]
+    unexpected += [
+        name
+        for name in differences.unexpected
+        if isinstance(state_dict.get(name), Tensor) and not state_dict[name].is_floating_point()
+    ]
+    if refused := differences.without(missing, unexpected):
+        raise CheckpointMismatchError(
+            f'{type(model).__name__} and {source_of(state_dict)} do not fit\n{refused.report()}\n'
+            f'Is it the checkpoint of another config?'
+        )
+
+
+def load_whole_checkpoint(model: nn.Module, path: str) -> dict:
+    """Load all weights of a model that is to be used, not trained further; of any task.
+
+    Args:
+        model: a :class:`StrictLoading`, whose own allowances hold, or any other.
+        path: file, URL or ``eva://`` name.
+
+    Returns:
+        dict: The checkpoint, on the CPU.
+
+    Raises:
+        CheckpointMismatchError: weights are missing, unexpected or of another shape; tables of
+            integers and counters aside.
+    """
+    strict = not isinstance(model, StrictLoading)
+    return mmengine_checkpoint.load_checkpoint(
+        model, path, map_location='cpu', strict=strict, logger='silent'
     )
 
 

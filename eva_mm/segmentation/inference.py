@@ -16,13 +16,14 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from PIL import Image, ImageDraw, ImageFont
 
+from eva_mm.engine.strict_loading import load_whole_checkpoint
 from eva_mm.errors import UsageError
 
 from .datasets import distinct_colours
+from .hooks import last_head
 
 MAX_DRAWN_SIDE, MIN_DRAWN_SIDE = 2048, 640  # pixels of the longer side
 OPACITY = 0.55
@@ -80,9 +81,9 @@ class SegmentationPredictor:
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         self._load, self._rest = _split_pipeline(cfg)
         self.model = MODELS.build(_without_start(cfg))
-        loaded = load_checkpoint(self.model, checkpoint, map_location='cpu', logger='silent')
+        loaded = load_whole_checkpoint(self.model, checkpoint)
         self.model.to(device or get_device()).eval()
-        number = self.model.decode_head.num_classes
+        number = last_head(self.model).num_classes
         self.names, self.colours = _names_and_colours(loaded, number)
         self.categories = [dict(id=i, name=name) for i, name in enumerate(self.names)]
         self._reported = _reported(classes, self.names)

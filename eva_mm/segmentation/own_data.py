@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ _PARTS = {'train': ('training', 'train'), 'val': ('validation', 'val', 'valid', 
 _CLASS_FILES = ('classes.txt', 'labels.txt', 'class_names.txt')
 _SHORTEST = 3  # iterations: a warm-up takes two
 _READERS = 4
+_TELL_EVERY = 10.0  # seconds, while label maps are read
 _SAMPLED = 100  # images whose label maps are looked for by name
 
 
@@ -61,7 +63,7 @@ class OwnMaps(NamedTuple):
         train, val: arguments of the two data sets.
         classes: names in the order of the numbers.
         num_train, num_val: images.
-        pixels: of each class in the training part.
+        pixels: of each class in the training part; empty where maps were not read.
         split: digest of the validation images where they are held out; None where there are two
             folders.
     """
@@ -103,7 +105,8 @@ def fit_to_data(
     ADE20K's ``training`` and ``validation``, mmseg's ``img_dir`` and ``ann_dir``, and ``labels`` or
     ``masks``), and the same without parts, of which ``own_data.val_fraction`` is held out. Class
     names are those of ``own_data.classes`` (names, or a file), else of ``DIR/classes.txt``; without
-    either, every number up to the largest in the maps is a class. All maps are read once.
+    either, every number up to the largest in the maps is a class. All maps are read once; where the
+    classes are given, a test reads none beforehand.
 
     Args:
         cfg: with ``own_data``; its ``data_root`` is set by the user.
@@ -124,7 +127,7 @@ def fit_to_data(
         if told:
             print_log(told, logger='current', level=30)
         return
-    data = on_first_process(lambda: _read(root, options))
+    data = on_first_process(lambda: _read(root, options, purpose))
     _set_data(cfg, data)
     text = (
         f'fitted to {root}: {len(data.classes)} classes, {data.num_train:,} training and '
@@ -258,8 +261,11 @@ def _first(root: Path, names: Iterable[str]) -> Path | None:
 # --------------------------------------------------------------------------------------------- maps
 
 
-def _read(root: Path, options: ConfigDict) -> OwnMaps:
-    """Look at all images and maps; the arguments are those of the data sets."""
+def _read(root: Path, options: ConfigDict, purpose: str) -> OwnMaps:
+    """Look at all images and maps; the arguments are those of the data sets.
+
+    A test whose classes are given leaves maps to the data set, which checks each that it loads.
+    """
     train, val = _find_parts(root, options)
     suffix = options.get('label_suffix') or _label_suffix(train)
     common = dict(
@@ -273,7 +279,9 @@ def _read(root: Path, options: ConfigDict) -> OwnMaps:
         arguments.append(dict(common, data_prefix=prefix, holdout=holdout))
     named = _class_names(root, options)
     records = [_records(kwargs, named) for kwargs in arguments]
-    pixels = [_count_pixels(found, named, options.reduce_zero_label) for found in records]
+    pixels = []
+    if purpose != 'test' or not named:
+        pixels = [_count_pixels(found, named, options.reduce_zero_label) for found in records]
     classes = named or _unnamed(pixels, options.reduce_zero_label)
     first = 1 if options.reduce_zero_label else 0
     for kwargs in arguments:
@@ -286,7 +294,7 @@ def _read(root: Path, options: ConfigDict) -> OwnMaps:
         classes,
         len(records[0]),
         len(records[1]),
-        pixels[0][first : first + len(classes)].tolist(),
+        pixels[0][first : first + len(classes)].tolist() if pixels else [],
         None if val else digest.hexdigest()[:12],
     )
 
@@ -358,13 +366,7 @@ def _count_pixels(
     Raises:
         InputError: a map cannot be read, or has numbers that no class has.
     """
-    most = IGNORED - int(reduce_zero_label)
-    if classes is not None and len(classes) > most:
-        raise InputError(
-            f'{len(classes)} classes: expected at most {most}, since maps are read in 8 bits and '
-            f'{IGNORED} is ignored'
-        )
-    number = most if classes is None else len(classes)
+    number = IGNORED - int(reduce_zero_label) if classes is None else len(classes)
     table = label_table(number, reduce_zero_label)
 
     def count(record: dict) -> np.ndarray:
@@ -372,10 +374,13 @@ def _count_pixels(
         look_up(label, table, record['seg_map_path'])
         return np.bincount(label.ravel(), minlength=256)
 
-    total = np.zeros(256, np.int64)
+    total, told = np.zeros(256, np.int64), time.monotonic()
     with ThreadPoolExecutor(_READERS) as pool:
-        for counts in pool.map(count, records):
+        for done, counts in enumerate(pool.map(count, records), 1):
             total += counts
+            if time.monotonic() - told >= _TELL_EVERY:
+                print_log(f'label maps: {done:,} of {len(records):,} looked at', 'current')
+                told = time.monotonic()
     return total
 
 

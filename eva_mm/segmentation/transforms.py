@@ -92,7 +92,7 @@ def read_label(path: str, backend: str = 'pillow', backend_args: dict | None = N
     Raises:
         MissingFileError: there is no such file.
         BrokenImageError: it is no picture, or half of one.
-        InputError: it has several channels.
+        InputError: it has several channels, or numbers that are not whole.
     """
     try:
         data = fileio.get(path, backend_args=backend_args)
@@ -110,6 +110,11 @@ def read_label(path: str, backend: str = 'pillow', backend_args: dict | None = N
             f'label map {path} has {label.shape[2]} channels: expected one, the number of the '
             f'class of each pixel (colours have to be turned into numbers first)'
         )
+    if label.dtype.kind not in 'biu':
+        raise InputError(
+            f'label map {path} holds numbers of type {label.dtype}: expected whole numbers, those '
+            f'of the classes'
+        )
     return label.astype(np.uint8) if label.dtype == bool else label
 
 
@@ -122,9 +127,17 @@ def label_table(
         num_labels: classes that the files tell apart.
         reduce_zero_label: 0 stands for ignored, and classes count from 1.
         label_map: class of the files -> class of the data set, where some are chosen.
+
+    Raises:
+        InputError: more classes than 8 bits tell apart beside what is ignored.
     """
-    table = np.full(256, _REFUSED, np.int16)
     first = 1 if reduce_zero_label else 0
+    if num_labels > IGNORED - first:
+        raise InputError(
+            f'{num_labels} classes: expected at most {IGNORED - first}, since label maps are read '
+            f'in 8 bits and {IGNORED}{" and 0 are" if first else " is"} ignored'
+        )
+    table = np.full(256, _REFUSED, np.int16)
     table[first : first + num_labels] = np.arange(num_labels)
     for old, new in (label_map or {}).items():
         table[first + old] = new

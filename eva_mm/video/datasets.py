@@ -14,16 +14,17 @@ from eva_mm.engine.exact_data import PositionSeeded
 from eva_mm.engine.unreadable import BrokenImageError, MissingImageError, ReplacesUnreadable
 from eva_mm.errors import InputError, MissingFileError
 
-from .classes import read_classes
+from .classes import class_names_of, read_classes
 from .lists import Video, find_videos
 
-CLASSES_FILE = 'classes.txt'
 _TRIES = 10  # videos in a row that may be broken
 
 
 def _is_unreadable(error: BaseException) -> bool:
-    """Whether decord raised this for a file that is no video, or half of one."""
-    return isinstance(error, decord.DECORDError) or str(error).startswith('Error reading')
+    """Whether this was raised for a file that cannot be read, is no video, or half of one."""
+    # decord's own errors, and what its Python part raises where there is no whole frame.
+    of_decord = str(error).startswith(('Error reading', 'Invalid frame count'))
+    return isinstance(error, (decord.DECORDError, OSError)) or of_decord
 
 
 @DATASETS.register_module()
@@ -50,7 +51,8 @@ class EVAVideoDataset(PositionSeeded, ReplacesUnreadable, VideoDataset):
 
     Raises:
         MissingFileError: the list, or the file of names, is not there.
-        InputError: a line holds no label, or one beyond the classes; a folder holds other classes.
+        InputError: a line holds no label, or one beyond the classes; a folder holds other classes;
+            both a list and ``holdout`` are given.
     """
 
     def __init__(
@@ -65,6 +67,11 @@ class EVAVideoDataset(PositionSeeded, ReplacesUnreadable, VideoDataset):
         **kwargs: Any,
     ) -> None:
         self.holdout = holdout
+        if ann_file and holdout:
+            raise InputError(
+                f'holdout splits the videos of a folder, but there is a list too, '
+                f'ann_file={ann_file}: leave one of them out'
+            )
         if ann_file:
             names = class_names_of(classes, os.path.join(data_root, ann_file))
         else:
@@ -103,8 +110,9 @@ class EVAVideoDataset(PositionSeeded, ReplacesUnreadable, VideoDataset):
 
     def _read_list(self) -> list[dict]:
         try:
-            with open(self.ann_file, encoding='utf-8') as file:
-                lines = file.read().splitlines()
+            # File names are bytes, and may hold what only Python takes for an end of line.
+            with open(self.ann_file, encoding='utf-8', errors='surrogateescape') as file:
+                lines = file.read().split('\n')
         except FileNotFoundError as error:
             raise MissingFileError(
                 f'list of videos not found: {self.ann_file} (check data_root and ann_file)'
@@ -162,42 +170,11 @@ def load_video(pipeline: Callable[[dict], Any], info: dict) -> Any:
         return pipeline(info)
     except FileNotFoundError as error:
         raise MissingImageError(f'video not found: {name}') from error
-    except (decord.DECORDError, RuntimeError) as error:
+    except (decord.DECORDError, RuntimeError, OSError, AssertionError) as error:
         if not _is_unreadable(error):
             raise
-        reason = str(error).strip().splitlines()[-1][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         raise BrokenImageError(f'video cannot be decoded: {name} ({reason})') from error
-
-
-def class_names_of(classes: str | Sequence[str] | None, ann_file: str) -> tuple[str, ...]:
-    """Names that a data set has; see :class:`EVAVideoDataset`.
-
-    Args:
-        classes: names, or the text file with them; None for ``classes.txt`` beside the list.
-        ann_file: the list.
-
-    Returns:
-        The names in the order of the labels; empty where there are none.
-
-    Raises:
-        MissingFileError, InputError: the file is not there, empty, or names a class twice.
-    """
-    if classes is not None and not isinstance(classes, str):
-        return tuple(classes)
-    if not classes and not ann_file:
-        return ()
-    path = classes or os.path.join(os.path.dirname(ann_file), CLASSES_FILE)
-    if not os.path.isfile(path):
-        if classes is None:
-            return ()
-        raise MissingFileError(f'class names not found: {path} (check classes)')
-    with open(path, encoding='utf-8') as file:
-        names = tuple(line.strip() for line in file if line.strip())
-    if not names or len(set(names)) != len(names):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        found = 'none' if twice is None else f'{twice!r} twice'
-        raise InputError(f'class names {path}: expected a name per line, found {found}')
-    return names
 
 
 def take_part(
@@ -206,7 +183,8 @@ def take_part(
     """Videos to train on, or those held out: a share of each class, at least one of several.
 
     Who is where depends on seed and identity alone (the YouTube id, else the path below the root),
-    so that parts of one video stay together.
+    so that parts of one video in a class stay together. A video in several classes is drawn in each
+    of them, so that a class with one video always keeps it.
 
     Raises:
         InputError: another part or share; or no class has a second video.
@@ -220,11 +198,14 @@ def take_part(
     for video in videos:
         classes.setdefault(video.name, set()).add(video.identity)
     held = set()
-    for identities in classes.values():
+    for name, identities in classes.items():
         if len(identities) > 1:  # a class with one video is trained on
             count = min(max(1, round(fraction * len(identities))), len(identities) - 1)
-            held |= set(sorted(identities, key=lambda name: _draw(name, root, seed))[:count])
-    chosen = [video for video in videos if (video.identity in held) == (part == 'val')]
+            drawn = sorted(identities, key=lambda identity: _draw(identity, root, seed))[:count]
+            held |= {(name, identity) for identity in drawn}
+    chosen = [
+        video for video in videos if ((video.name, video.identity) in held) == (part == 'val')
+    ]
     if not chosen:
         raise InputError(f'{root}: no class has a second video to hold out for validation')
     return chosen

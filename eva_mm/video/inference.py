@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
+import decord
 import numpy as np
 import torch
 from mmaction.registry import MODELS
@@ -16,13 +17,14 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from eva_mm.errors import UsageError
+from eva_mm.engine.strict_loading import load_whole_checkpoint
+from eva_mm.errors import InputError, UsageError
 
-from .datasets import class_names_of, load_video
+from .classes import class_names_of
+from .datasets import load_video
 
 TOP = 5
 _COLUMNS = 4  # of the sheet of frames
@@ -55,6 +57,7 @@ class VideoPredictor:
 
     Raises:
         UsageError: ``score_thr`` out of range, or a class that the model does not know.
+        InputError: the config's ``classes`` are looked at, and are not as many as the outputs.
         CheckpointMismatchError: the checkpoint does not fit.
     """
 
@@ -74,8 +77,7 @@ class VideoPredictor:
         self.score_thr = score_thr
         self.pipeline = Compose(even_clips(cfg.test_dataloader.dataset.pipeline))
         self.model = MODELS.build(cfg.model)
-        # Without a line on the standard output, where the classes are told; misfits are errors.
-        loaded = load_checkpoint(self.model, checkpoint, map_location='cpu', logger='silent')
+        loaded = load_whole_checkpoint(self.model, checkpoint)
         self.model.to(device or get_device()).eval()
         self.names = output_names(loaded, cfg, self.model.cls_head.num_classes)
         self.categories = [dict(id=i, name=name) for i, name in enumerate(self.names)]
@@ -87,20 +89,23 @@ class VideoPredictor:
             column for n in range(1, self.top + 1) for column in (f'class_{n}', f'probability_{n}')
         ]
 
-    def load_video(self, path: str) -> tuple[dict[str, Any], np.ndarray]:
-        """A video through the test pipeline, and a sheet of frames of its clips, BGR.
+    def load_video(self, path: str) -> dict[str, Any]:
+        """A video through the test pipeline.
 
         Raises:
             UnreadableFileError: it cannot be decoded.
         """
         info = dict(filename=path, label=-1, start_index=0, modality='RGB')
-        sample = load_video(self.pipeline, info)
-        return sample, draw_sheet(read_frames(path, _SHOWN))
+        return load_video(self.pipeline, info)
 
     @torch.no_grad()
     def predict(self, samples: Sequence[dict[str, Any]]) -> list[Prediction]:
         """Per video the best classes and their probabilities, the best first."""
-        found = self.model.test_step(pseudo_collate(list(samples)))
+        # mmaction2 takes a few views at a time of one video only.
+        limited = (getattr(self.model, 'test_cfg', None) or {}).get('max_testing_views')
+        size = 1 if limited else len(samples)
+        parts = [list(samples[start : start + size]) for start in range(0, len(samples), size)]
+        found = [result for part in parts for result in self.model.test_step(pseudo_collate(part))]
         return [self._best(result.pred_score) for result in found]
 
     def _best(self, probabilities: Tensor) -> Prediction:
@@ -124,8 +129,13 @@ class VideoPredictor:
         """Lines to print."""
         return [f'{score:<12.5g}{self.names[i]}' for i, score in prediction]
 
-    def draw(self, sheet: np.ndarray, prediction: Prediction) -> np.ndarray:
-        """The best classes and their probabilities in percent, below the sheet of frames."""
+    def draw(self, path: str, prediction: Prediction) -> np.ndarray:
+        """The best classes and their probabilities in percent, below a sheet of frames, BGR."""
+        try:
+            sheet = draw_sheet(read_frames(path, _SHOWN))
+        except (decord.DECORDError, RuntimeError, OSError, AssertionError):
+            # The clips could be decoded, so there is an answer; frames beside them are broken.
+            sheet = np.full((_LETTER, _MIN_SHEET, 3), 255, np.uint8)
         lines = [f'{100 * score:5.1f} %  {self.names[i]}' for i, score in prediction] or ['-']
         height = (len(lines) * 4 // 3 + 1) * _LETTER + _LETTER // 2
         area = Image.new('RGB', (sheet.shape[1], height), (255, 255, 255))
@@ -146,16 +156,24 @@ def even_clips(pipeline: Sequence[dict]) -> list[dict]:
 def output_names(checkpoint: dict, cfg: Config, number: int) -> list[str]:
     """Names of a classifier's outputs; see :class:`VideoPredictor`."""
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    for names in (lambda: meta.get('classes'), lambda: _names_of_data(cfg), _kinetics_400):
+    for names in (lambda: meta.get('classes'), lambda: _names_of_data(cfg, number), _kinetics_400):
         if (found := names()) and len(found) == number:
             return list(found)
     return [f'class {index}' for index in range(number)]
 
 
-def _names_of_data(cfg: Config) -> tuple[str, ...]:
+def _names_of_data(cfg: Config, number: int) -> tuple[str, ...]:
     dataset = cfg.test_dataloader.dataset
     file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    return class_names_of(dataset.get('classes'), file)
+    classes = dataset.get('classes')
+    names = class_names_of(classes, file)
+    if classes and len(names) != number:
+        source = f'={classes}' if isinstance(classes, str) else ''
+        raise InputError(
+            f'test_dataloader.dataset.classes{source} names {len(names)} classes, but the model '
+            f'has {number} outputs'
+        )
+    return names
 
 
 def _kinetics_400() -> list[str]:
@@ -167,8 +185,6 @@ def _kinetics_400() -> list[str]:
 
 def read_frames(path: str, number: int) -> list[np.ndarray]:
     """Frames of a video, spread evenly over it: (H, W, 3) uint8, BGR."""
-    import decord
-
     with open(path, 'rb') as file:
         reader = decord.VideoReader(file, num_threads=1)
         number = min(number, len(reader))

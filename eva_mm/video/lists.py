@@ -6,6 +6,7 @@ that cannot be decoded are left out.
 """
 
 import csv
+import itertools
 import os
 import re
 from collections import Counter
@@ -23,10 +24,11 @@ from eva_mm.engine.inference import VIDEO_SUFFIXES
 from eva_mm.engine.saving import write_whole
 from eva_mm.errors import InputError, MissingFileError, UsageError
 
-from .classes import read_classes
+from .classes import CLASSES_FILE, class_names_of, read_classes
 
-# How Kinetics' files are called: the id alone, or with the seconds it is cut at.
-_KINETICS_NAME = re.compile(r'([\w-]{11})(?:_\d{6}_\d{6})?')
+# How Kinetics' files are called: the id with the seconds it is cut at, in some copies the id alone.
+_KINETICS_NAME = re.compile(r'([\w-]{11})_\d{6}_\d{6}', re.ASCII)
+_BARE_ID = re.compile(r'[\w-]{11}', re.ASCII)
 _LABEL = re.compile(r'[ \t]+\d+$')
 
 DUPLICATE = 'there twice'
@@ -51,21 +53,31 @@ class LeftOut(NamedTuple):
     detail: str
 
 
-def identity_of(path: str) -> str | None:
+def identity_of(path: str, youtube_ids: bool = False) -> str | None:
     """YouTube id of a file named as Kinetics' are, None for any other name.
+
+    Args:
+        path: of the file.
+        youtube_ids: whether a name of eleven characters is an id; ``video_00001.mp4`` is none.
 
     >>> identity_of('train/archery/-5NN5hdIwTc_000038_000048.mp4')
     '-5NN5hdIwTc'
     """
-    match = _KINETICS_NAME.fullmatch(os.path.splitext(os.path.basename(path))[0])
-    return match[1] if match else None
+    name = os.path.splitext(os.path.basename(path))[0]
+    if match := _KINETICS_NAME.fullmatch(name):
+        return match[1]
+    return name if youtube_ids and _BARE_ID.fullmatch(name) else None
 
 
-def find_videos(root: str | os.PathLike) -> list[Video]:
+def find_videos(root: str | os.PathLike, youtube_ids: bool = False) -> list[Video]:
     """Videos of a folder with a folder per class, in the order of their paths.
 
     A video that is not named as those of Kinetics is known by its path, and so is nothing's
     duplicate. Folders are searched at any depth; what begins with a dot is left out.
+
+    Args:
+        root: the folder.
+        youtube_ids: see :func:`identity_of`.
 
     Raises:
         MissingFileError: no such folder.
@@ -84,7 +96,8 @@ def find_videos(root: str | os.PathLike) -> list[Video]:
             )
         if '\n' in path or '\r' in path:
             raise InputError(f'file name with a line break: {path!r}')
-        videos.append(Video(path, name, identity_of(path) or os.path.realpath(path)))
+        identity = identity_of(path, youtube_ids) or os.path.realpath(path)
+        videos.append(Video(path, name, identity))
     if not videos:
         raise InputError(f'no video below {root}: expected files ending in {_endings()}')
     return videos
@@ -102,43 +115,51 @@ def _endings() -> str:
     return ' '.join(VIDEO_SUFFIXES)
 
 
-def excluded_ids(source: str | os.PathLike) -> set[str]:
+def excluded_ids(source: str | os.PathLike, youtube_ids: bool = False) -> set[str]:
     """Identities of a set whose videos are not to be trained on.
 
     Args:
         source: a folder of class folders; a table with a column ``youtube_id`` (``.csv``, as
             Kinetics is published); or a text file with a path, with or without a label, or an id
             per line.
+        youtube_ids: see :func:`identity_of`.
 
     Raises:
         MissingFileError, InputError: it is not there, or nothing in it is such an id.
     """
     path = Path(source)
     if path.is_dir():
-        return {video.identity for video in find_videos(path)}
+        return {video.identity for video in find_videos(path, youtube_ids)}
     if not path.is_file():
         raise MissingFileError(f'set to exclude not found: {path}')
     try:
         with path.open(encoding='utf-8', newline='') as file:
-            names = list(_ids_of_table(file, path) if path.suffix == '.csv' else file)
+            if path.suffix == '.csv':
+                return _ids_of_table(file, path)
+            names = [_LABEL.sub('', line.strip()) for line in file if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f'{path} is not text in UTF-8: {error}') from error
-    names = [_LABEL.sub('', name.strip()) for name in names if name.strip()]
-    found = {identity for name in names if (identity := identity_of(name))}
-    # Files of another naming are known by their path, seen from the list's folder.
-    found |= {os.path.realpath(path.parent / name) for name in names if identity_of(name) is None}
-    if not found:
+    if not names:
         raise InputError(f'{path}: no video in it')
-    return found
+    # Files of another naming are known by their path, seen from the list's folder.
+    return {
+        # What is no file's name can be an id alone.
+        identity_of(name, youtube_ids or bool(_BARE_ID.fullmatch(name)))
+        or os.path.realpath(path.parent / name)
+        for name in names
+    }
 
 
-def _ids_of_table(file: Iterable[str], path: Path) -> Iterator[str]:
+def _ids_of_table(file: Iterable[str], path: Path) -> set[str]:
     table = csv.DictReader(file)
     if 'youtube_id' not in (table.fieldnames or ()):
         raise InputError(
             f'{path}: expected a column youtube_id, found {", ".join(table.fieldnames or ())}'
         )
-    return (row['youtube_id'] or '' for row in table)
+    found = {identity for row in table if (identity := (row['youtube_id'] or '').strip())}
+    if not found:
+        raise InputError(f'{path}: no video in it')
+    return found
 
 
 def clean(
@@ -219,12 +240,29 @@ def list_classes(roots: Sequence[str], given: str | None, beside: Path) -> list[
     Args:
         roots: folders of class folders.
         given: folder or text file (:func:`~eva_mm.video.classes.read_classes`), or None.
-        beside: ``classes.txt`` in the folder of the list, which an earlier list may have left.
+        beside: ``classes.txt`` in the folder of the list, which an earlier list may have left, and
+            whose order stays.
+
+    Raises:
+        InputError: what is given has other classes than the file beside, or another order.
     """
-    if given is None and beside.is_file():
-        given = str(beside)
-    sources = [given] if given is not None else roots
-    return sorted({name for source in sources for name in read_classes(source)})
+    names = None if given is None else read_classes(given)
+    if beside.is_file():
+        before = list(class_names_of(str(beside), ''))
+        if names not in (None, before):
+            _tell_difference(names, str(given), before, beside)
+        return before
+    return names or sorted({name for root in roots for name in read_classes(root)})
+
+
+def _tell_difference(names: list[str], given: str, before: list[str], beside: Path) -> None:
+    pairs = enumerate(itertools.zip_longest(names, before))
+    place, (found, expected) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    raise InputError(
+        f'--classes {given} and {beside}, by which lists beside it are labelled, have other '
+        f'classes, or another order: class {place} is {found!r} in the former, {expected!r} in the '
+        f'latter ({len(names)} and {len(before)} in all); write the list to another folder'
+    )
 
 
 class ListReport(NamedTuple):
@@ -264,8 +302,11 @@ def write_list(
     keep_duplicates: bool = False,
     decode: bool = True,
     workers: int = 1,
+    youtube_ids: bool = False,
 ) -> ListReport:
     """Write a list of ``path label`` lines, with ``classes.txt`` and what was left out beside it.
+
+    A ``classes.txt`` that is there stays as it is: the labels of other lists are by it.
 
     ``<list>_left_out.tsv`` has a line per video: reason, path, and what it was told by (the file
     that it is a duplicate of, the id, the decoder's words).
@@ -281,17 +322,20 @@ def write_list(
         keep_duplicates: see :func:`clean`.
         decode: whether videos are tried.
         workers: processes that do.
+        youtube_ids: see :func:`identity_of`.
 
     Raises:
-        InputError: a class that is not among the names, or nothing is left; nothing is written.
+        InputError: a class that is not among the names, ``classes`` that differ from those beside
+            the list, or nothing is left; nothing is written.
     """
     if workers < 1:
         raise UsageError(f'--workers takes a number of processes, 1 or more, not {workers}')
     folder = Path(out).parent
-    names = list_classes(roots, classes, folder / 'classes.txt')
-    videos = [video for path in roots for video in find_videos(path)]
-    _refuse_unknown(videos, names, classes or str(folder / 'classes.txt'))
-    excluded = {identity for source in exclude for identity in excluded_ids(source)}
+    names_file = folder / CLASSES_FILE
+    names = list_classes(roots, classes, names_file)
+    videos = [video for path in roots for video in find_videos(path, youtube_ids)]
+    _refuse_unknown(videos, names, classes or str(names_file))
+    excluded = {i for source in exclude for i in excluded_ids(source, youtube_ids)}
     kept, left = clean(videos, excluded, keep_duplicates)
     if decode:
         kept, broken = drop_unreadable(kept, workers)
@@ -304,7 +348,8 @@ def write_list(
     lines = [f'{os.path.relpath(v.path, start)} {labels[v.name]}' for v in kept]
     aside = folder / f'{Path(out).stem}_left_out.tsv'
     _write_lines(str(aside), ['\t'.join((x.reason, x.path, x.detail)) for x in left])
-    _write_lines(str(folder / 'classes.txt'), names)
+    if not names_file.exists():
+        _write_lines(str(names_file), names)
     _write_lines(out, lines)
     empty = sorted(set(names) - {video.name for video in kept})
     return ListReport(len(kept), names, empty, left)

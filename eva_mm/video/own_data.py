@@ -24,6 +24,7 @@ from eva_mm.engine.own_data import (
     check_split,
     read_meta,
 )
+from eva_mm.engine.processes import on_first_process
 from eva_mm.errors import InputError, UsageError
 
 from .classes import read_classes
@@ -99,7 +100,7 @@ def fit_to_data(
         if told:
             print_log(told, logger='current', level=30)
         return
-    data = _read(*_find_parts(root, options))
+    data = on_first_process(lambda: _read(*_find_parts(root, options)))
     _set_data(cfg, data)
     text = (
         f'fitted to {root}: {len(data.classes)} classes, {data.num_train:,} training and '

@@ -110,6 +110,7 @@ def test_a_variable_that_is_read_later():
         ('imagenet/eva_g_in1k_336', 25020, None),
         ('imagenet/eva_g_in1k_336', 25021, '25,020'),
         ('imagenet/eva_g_in1k_336', 100, '25,020'),
+        ('imagenet/eva_g_finetune', 100, None),  # fits its schedule to it
     ],
 )
 def test_a_length_without_its_schedule(name, length, told):

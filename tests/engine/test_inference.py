@@ -223,8 +223,10 @@ class Clips(Brightness):
     prepare = load
 
     def load_video(self, path):
-        frames, _ = read_video(path)
-        return frames[0].mean(), frames[0]
+        return read_video(path)[0][0].mean()
+
+    def draw(self, path, prediction):
+        return super().draw(read_video(path)[0][0], prediction)
 
     def row(self, prediction):
         return [f'{prediction:.0f}']
@@ -451,3 +453,13 @@ def test_help_is_quick_and_errors_are_one_line(tmp_path):
     assert wrong.returncode == 1
     assert wrong.stderr.strip().splitlines()[-1].startswith('infer.py: ')
     assert 'Traceback' not in wrong.stderr
+
+
+@pytest.mark.parametrize('left', [0, 1, 2])
+def test_a_config_that_takes_its_classes_from_data(tmp_path, left):
+    for number in range(left):
+        (tmp_path / f'run{number}.py').touch()
+    choice = inference.Choice('imagenet/eva_g_finetune', str(tmp_path / 'iter_9.pth'))
+    with pytest.raises(UsageError, match='takes its classes from data') as error:
+        inference.build_predictor(choice)
+    assert (str(tmp_path / 'run0.py') in str(error.value)) == (left == 1)

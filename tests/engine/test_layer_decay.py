@@ -99,6 +99,26 @@ def test_segmentation_overrides_depths_by_prefix():
     assert table(wrapper) == expected(ONE_DIM, depths)
 
 
+def test_factors_come_on_top_of_the_layers():
+    wrapper = build(
+        make_model(),
+        layer_decay=DECAY,
+        no_decay=dict(one_dim=True),
+        lr_factors={'backbone.blocks.1': 10.0, 'backbone.blocks.1.fc': 0.5},
+    )
+    plain = build(make_model(), layer_decay=DECAY, no_decay=dict(one_dim=True))
+    before = {row.name: row for row in param_group_table(plain)}
+    seen = set()
+    for row in param_group_table(wrapper):
+        factor = 1.0
+        if row.name.startswith('backbone.blocks.1.'):
+            factor = 0.5 if row.name.startswith('backbone.blocks.1.fc.') else 10.0
+        assert row.lr == pytest.approx(before[row.name].lr * factor, rel=1e-12)
+        assert row.weight_decay == before[row.name].weight_decay
+        seen.add(factor)
+    assert seen == {1.0, 0.5, 10.0}
+
+
 def test_bias_alone_spares_biases_but_not_norm_weights():
     wrapper = build(make_model(), layer_decay=DECAY, no_decay=dict(bias=True))
     assert table(wrapper) == expected({name for name in DEPTHS if name.endswith('bias')})
@@ -210,6 +230,8 @@ def test_names_come_from_the_model_for_other_constructors():
         (dict(layer_decay=0), r'\(0, 1\], but got 0'),
         (dict(no_decay=dict(names=['pos_embd'])), "'pos_embd' fits no parameter"),
         (dict(depth_overrides={'head.mask': 0}), "'head.mask' fits no parameter"),
+        (dict(lr_factors={'head.mask': 2.0}), "lr_factors: 'head.mask' fits no parameter"),
+        (dict(lr_factors={'head': 0}), "the factor of 'head' should be above 0, but got 0"),
     ],
 )
 def test_bad_settings_are_named(paramwise, message):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from eva_mm.engine import exact_data, launch
 from eva_mm.engine.checkpoint import safe_load
 from eva_mm.engine.exact_data import ExactInfiniteSampler
 from eva_mm.engine.hooks.iteration_seed import seed_iteration
+from eva_mm.engine.processes import on_first_process
+from eva_mm.errors import InputError
 from tests.engine.exact_task import SEED, environment, exact_config_text, read_losses
 from tests.helpers import free_port, relative_error
 from tests.toy_task import make_data
@@ -320,3 +323,37 @@ def test_dry_run_tells_what_accumulation_makes_of_the_run(folder, capsys):
     assert '--accumulate: 8 updates' in text
     assert 'validation every 8, checkpoint every 4 iterations' in text
     assert re.search(r'MultiStepLR milestone +5 ', text)
+
+
+def _wait_long(rank, port, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo',
+        init_method=f'tcp://127.0.0.1:{port}',
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=2),
+    )
+
+    def work():
+        time.sleep(4)
+        return 'done'
+
+    def fail():
+        raise InputError('no such folder')
+
+    told = [on_first_process(work)]
+    try:
+        on_first_process(fail)
+    except InputError as error:
+        told.append(str(error))
+    told.append(on_first_process(lambda: rank))
+    (Path(folder) / f'{rank}.txt').write_text(repr(told))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_the_first_process_may_work_longer_than_the_timeout(tmp_path):
+    torch.multiprocessing.spawn(_wait_long, (free_port(), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        assert (tmp_path / f'{rank}.txt').read_text() == "['done', 'no such folder', 0]"

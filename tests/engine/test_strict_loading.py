@@ -10,7 +10,12 @@ from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from eva_mm.engine.strict_loading import CheckpointMismatchError, StrictLoading, compact
+from eva_mm.engine.strict_loading import (
+    CheckpointMismatchError,
+    StrictLoading,
+    compact,
+    load_whole_checkpoint,
+)
 
 
 class Net(StrictLoading, BaseModule):
@@ -135,6 +140,56 @@ def test_other_models_load_as_before(tmp_path):
     model = nn.Linear(2, 2)
     load_checkpoint(model, saved(tmp_path, dict(weight=torch.ones(2, 2), other=torch.ones(1))))
     assert torch.equal(model.weight, torch.ones(2, 2))
+
+
+class Stock(nn.Module):
+    """A model of a host around a part of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Net()
+        self.norm = nn.BatchNorm1d(2)
+
+
+def test_whole_checkpoint_of_another_model(tmp_path):
+    source, model = Stock(), Stock()
+    source.norm.running_mean.fill_(3)
+    state = source.state_dict()
+    # What the part allows, a counter and a table of indices may differ; nothing else may.
+    del state['part.fresh.weight'], state['norm.num_batches_tracked']
+    meta = dict(classes=('a',))
+    file = tmp_path / 'whole.pth'
+    torch.save(dict(state_dict=dict(state, table=torch.arange(3)), meta=meta), file)
+    assert load_whole_checkpoint(model, str(file))['meta'] == meta
+    assert torch.equal(model.part.head.weight, source.part.head.weight)
+    assert torch.equal(model.norm.running_mean, torch.full((2,), 3.0))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        ({'norm.running_mean': None}, r'missing in the checkpoint \(1\):\n    norm.running_mean'),
+        ({'extra.weight': torch.ones(1)}, r'unknown to the model \(1\):\n    extra.weight'),
+        ({'norm.bias': torch.ones(3)}, 'norm.bias: model 2, checkpoint 3'),
+    ],
+)
+def test_parts_of_another_model_are_refused(tmp_path, changes, line):
+    state = {k: v for k, v in {**Stock().state_dict(), **changes}.items() if v is not None}
+    file = saved(tmp_path, state)
+    with pytest.raises(
+        CheckpointMismatchError, match=f'(?s)Stock and .*weights.pth do not fit\n.*{line}'
+    ):
+        load_whole_checkpoint(Stock(), file)
+
+
+def test_whole_checkpoint_of_a_strict_model_keeps_its_allowances(tmp_path):
+    state = Net().state_dict()
+    del state['head.bias']
+    model = Net(allowed_missing=['head.bias'])
+    load_whole_checkpoint(model, saved(tmp_path, state))
+    assert torch.equal(model.head.weight, state['head.weight'])
+    with pytest.raises(CheckpointMismatchError, match='head.bias'):
+        load_whole_checkpoint(Net(), saved(tmp_path, state))
 
 
 def test_published_pretraining_weights_fit_the_detection_backbone(tmp_path):

@@ -13,7 +13,7 @@ from eva_mm.engine.unreadable import BrokenImageError, MissingImageError
 from eva_mm.errors import InputError, MissingFileError
 from eva_mm.segmentation import EVAADE20KDataset, EVACOCOStuffDataset, EVASegmentationFolder
 from eva_mm.segmentation.datasets import distinct_colours
-from eva_mm.segmentation.transforms import read_label
+from eva_mm.segmentation.transforms import label_table, read_label
 
 from ..helpers import load_config
 from .scenes import make_pairs, save_pair
@@ -111,6 +111,21 @@ def test_a_map_of_colours(root):
     cv2.imwrite(str(root / 'labels/1.png'), np.zeros((48, 64, 3), np.uint8))
     with pytest.raises(InputError, match=r'1\.png has 3 channels: expected one'):
         folder(root)[1]
+
+
+def test_a_map_of_floats(root):
+    Image.fromarray(np.full((48, 64), 1.0, np.float32)).save(root / 'labels/1.tif')
+    with pytest.raises(InputError, match=r'labels/1\.tif holds numbers of type float32: expected'):
+        read_label(str(root / 'labels/1.tif'))
+
+
+@pytest.mark.parametrize(('reduce_zero_label', 'most'), [(False, 255), (True, 254)])
+def test_more_classes_than_eight_bits_hold(reduce_zero_label, most):
+    table = label_table(most, reduce_zero_label)
+    assert table[254] == most - 1
+    assert table[255] == 255
+    with pytest.raises(InputError, match=f'^{most + 1} classes: expected at most {most}, since'):
+        label_table(most + 1, reduce_zero_label)
 
 
 def test_maps_with_a_palette_or_of_one_bit(root):

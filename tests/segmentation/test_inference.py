@@ -5,26 +5,33 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import mmseg
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.transforms import Compose
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmseg.registry import MODELS
 
 from eva_mm.demo.landscapes import draw_landscape
+from eva_mm.engine import dry_run
 from eva_mm.engine.inference import choose_model, infer
 from eva_mm.engine.strict_loading import CheckpointMismatchError
 from eva_mm.errors import UsageError
+from eva_mm.segmentation import SegClassesHook
 from eva_mm.segmentation.inference import ClassMap, SegmentationPredictor
 
 from ..helpers import ROOT, load_config
 
 CLASSES = tuple(load_config('demo/ade20k', 'mmseg').metainfo['classes'])
 PALETTE = [[20 * i, 255 - 20 * i, 128] for i in range(12)]
+CASCADE = 'configs/_base_/models/pointrend_r50.py'
 SIZES = [(128, 160), (100, 90), (70, 120)]
 
 
@@ -206,8 +213,6 @@ def test_large_photos_are_enlarged_in_strips(model, photos, tmp_path, monkeypatc
 
 
 def test_a_long_legend_is_cut(model):
-    from mmengine.config import Config
-
     predictor = SegmentationPredictor(Config.fromfile(model[0]), model[1], 'cpu')
     labels = np.arange(12, dtype=np.uint8).repeat(10)[None].repeat(20, 0)  # 120 x 20 px
     prediction = ClassMap(labels, {i: 200 for i in range(12)})
@@ -226,6 +231,48 @@ def test_mistakes(model, tmp_path, photos):
     other = save_model(tmp_path, number=7, meta=False)[1]
     with pytest.raises(CheckpointMismatchError, match=r'cls_embed.*: model 13'):
         infer(str(photos), f'{config}:{other}', str(tmp_path / 'out'), device='cpu')
+
+
+def stock_cascade():
+    """mmseg's PointRend, small, for the demo's classes."""
+    cfg = load_config('demo/ade20k', 'mmseg')
+    model = Config.fromfile(Path(mmseg.__file__).parent / '.mim' / CASCADE).model
+    widths = [64, 128, 256, 512]
+    model.update(pretrained=None, data_preprocessor=cfg.model.data_preprocessor)
+    model.data_preprocessor.update(size=None, test_cfg=dict(size_divisor=32))
+    model.backbone.update(depth=18, norm_cfg=dict(type='BN'))
+    model.neck.update(in_channels=widths, out_channels=16)
+    first, last = model.decode_head
+    first.update(in_channels=[16] * 4, channels=16, norm_cfg=dict(type='BN'), num_classes=12)
+    last.update(in_channels=[16], channels=16, num_classes=12)
+    model.test_cfg.update(subdivision_num_points=64)
+    cfg.model = model
+    return cfg
+
+
+def test_a_stock_cascade_and_checkpoints_that_do_not_fit_it(photos, tmp_path):
+    cfg = stock_cascade()
+    torch.manual_seed(0)
+    module = MODELS.build(cfg.model).eval()
+    for layer in (module.decode_head[0].conv_seg, module.decode_head[1].fc_seg):
+        torch.nn.init.normal_(layer.weight)
+    cfg.dump(str(tmp_path / 'cascade.py'))
+    state, file = module.state_dict(), str(tmp_path / 'cascade.pth')
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=CLASSES))), file)
+    model = f'{tmp_path / "cascade.py"}:{file}'
+    infer(str(photos / 'a.png'), model, str(tmp_path / 'out'), device='cpu')
+    written = cv2.imread(str(tmp_path / 'out/maps/a.png.png'), -1)
+    assert np.array_equal(written, expected_map(module, photos / 'a.png'))
+    assert read(tmp_path / 'out')[0]['categories'][11]['name'] == CLASSES[11]
+    runner = SimpleNamespace(model=module)
+    assert SegClassesHook().num_outputs(runner) == dry_run._outputs(cfg) == 12
+    # A model of mmseg's own is held to its checkpoint as EVA's are.
+    lacking = {key: value for key, value in state.items() if not key.startswith('neck')}
+    torch.save(dict(state_dict={**lacking, 'odd.weight': torch.ones(1)}), file)
+    with pytest.raises(CheckpointMismatchError) as caught:
+        infer(str(photos / 'a.png'), model, str(tmp_path / 'none'), device='cpu')
+    assert 'missing in the checkpoint (16)' in str(caught.value)
+    assert 'odd.weight' in str(caught.value)
 
 
 def test_published_names_bring_their_configs():

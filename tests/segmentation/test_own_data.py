@@ -206,6 +206,29 @@ def test_values_beyond_the_classes_are_told_before_training(root):
     assert fitted(root).model.decode_head.num_classes == 78
 
 
+def test_a_test_of_named_classes_reads_no_map_beforehand(root):
+    (root / 'annotations/training/3.png').write_bytes(b'no picture')
+    (root / 'annotations/validation/1.png').write_bytes(b'no picture')
+    cfg = fitted(root, purpose='test')
+    assert cfg.test_dataloader.dataset.metainfo.classes == NAMES
+    # The data set itself refuses a broken map that it loads.
+    with pytest.raises(InputError, match=r'cannot read label map .*validation/1\.png'):
+        dataset_of(cfg, 'test')[1]
+    for purpose in ('train', 'dry_run'):
+        with pytest.raises(InputError, match=r'cannot read label map .*training/3\.png'):
+            fitted(root, purpose=purpose)
+    (root / 'classes.txt').unlink()  # classes are the numbers in the maps
+    with pytest.raises(InputError, match=r'cannot read label map .*training/3\.png'):
+        fitted(root, purpose='test')
+
+
+def test_long_reading_is_told(root, told, monkeypatch):
+    monkeypatch.setattr('eva_mm.segmentation.own_data._TELL_EVERY', 0)
+    fitted(root)
+    assert 'label maps: 1 of 6 looked at' in told
+    assert 'label maps: 2 of 2 looked at' in told
+
+
 def test_folders_that_do_not_fit(root, tmp_path):
     with pytest.raises(UsageError, match='data_root=DIR'):
         fit_to_data(load_config(LEAF, 'mmseg'), 8)

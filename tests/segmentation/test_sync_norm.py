@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eva_mm.segmentation.sync_norm import EVASyncBN
 from tests.helpers import free_port
@@ -77,6 +78,31 @@ def test_two_processes(tmp_path):
     for rank, batch in enumerate((first, second)):
         own = torch.load(tmp_path / f'eval{rank}.pth')
         torch.testing.assert_close(own, reference.eval()(batch))
+
+
+def test_other_devices_take_pytorchs_layer(monkeypatch):
+    """A tensor that says it is on a GPU, and PyTorch's kernel replaced by one that notes."""
+    noted = []
+
+    class Kernel:
+        @staticmethod
+        def apply(*args):
+            noted.append(args)
+            return args[0]
+
+    monkeypatch.setattr('torch.nn.modules.batchnorm.sync_batch_norm', Kernel)
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda *_: 2)
+    norm = layer(EVASyncBN)
+    norm.eps, norm.momentum = 1e-3, 0.3
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batch = torch.empty(2, 4, 5, 6, device='cuda:0')
+        assert norm(batch) is batch
+    (found,) = noted
+    expected = (batch, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    assert all(one is other for one, other in zip(found, expected))
+    assert found[5:] == (1e-3, 0.3, torch.distributed.group.WORLD, 2)
+    assert norm.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize('training', [True, False])

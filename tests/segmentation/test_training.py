@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
+from mmseg.registry import MODELS
 
+from eva_mm.engine import launch
 from eva_mm.errors import InputError
 
 from ..helpers import ROOT, free_port
@@ -20,6 +23,7 @@ from .shrunk import CROP, NUM_CLASSES, dotted, shrunk_leaf, small_sizes
 INFER = str(ROOT / 'tools/infer.py')
 
 CLASSES = ('wall', 'building', 'sky', 'floor', 'tree')  # ADE20K's first
+METRICS = ('aAcc', 'mIoU')
 SIZES = [(48, 64), (70, 50), (64, 64)]
 
 
@@ -59,11 +63,63 @@ def cfg(ade20k, tmp_path):
 
 
 def test_trains_and_validates(cfg, tmp_path):
+    cfg.train_cfg.update(max_iters=40, val_interval=40)
+    cfg.default_hooks.checkpoint.interval = 40
+    cfg.optim_wrapper.optimizer.lr = 2e-3
+    cfg.param_scheduler = []  # the warm-up is longer than this run
+    cfg.randomness = dict(seed=0)
     runner = Runner.from_cfg(cfg)
+    runner.model.init_weights()
+    before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
     runner.train()
-    scores = {name: runner.message_hub.get_scalar(f'val/{name}') for name in ('aAcc', 'mIoU')}
-    assert all(0 <= score.current() <= 100 for score in scores.values())
-    assert (tmp_path / 'iter_2.pth').is_file()
+    losses, _ = runner.message_hub.get_scalar('train/loss').data
+    assert losses[-10:].mean() < 0.9 * losses[:10].mean()
+    still = [n for n, p in runner.model.named_parameters() if torch.equal(p, before[n])]
+    assert not still
+    # The maps are five bands: more than one class alone gets right.
+    scores = {name: runner.message_hub.get_scalar(f'val/{name}').current() for name in METRICS}
+    assert 30 < scores['aAcc'] <= 100
+    assert 10 < scores['mIoU'] <= scores['aAcc']
+    assert (tmp_path / 'iter_40.pth').is_file()
+
+
+def steps_of(node):
+    """Types of all transforms, in whatever lists."""
+    if isinstance(node, (list, tuple)):
+        return [name for step in node for name in steps_of(step)]
+    return [node['type'], *steps_of(node.get('transforms', []))]
+
+
+def test_predictions_alone_need_no_label_maps(cfg, ade20k, tmp_path):
+    shutil.copytree(ade20k / 'images/validation', tmp_path / 'data/images/testing')
+    cfg.tta_pipeline[1]['transforms'][0] = [dict(type='Resize', scale=(256, 64), keep_ratio=True)]
+    cfg.tta_pipeline[1]['transforms'][3] = [dict(type='PadAtLeast', size=(CROP, CROP))]
+    config, checkpoint = str(tmp_path / 'leaf.py'), str(tmp_path / 'leaf.pth')
+    cfg.dump(config)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
+    dataset = 'test_dataloader.dataset'
+    options = {
+        f'{dataset}.data_root': str(tmp_path / 'data'),
+        f'{dataset}.data_prefix.img_path': 'images/testing',
+        'test_evaluator.output_dir': str(tmp_path / 'maps'),
+    }
+    with pytest.raises(InputError, match='label map folder not found'):
+        launch.run_test(launch.prepare_test_config(config, checkpoint, options, str(tmp_path)))
+    options['test_evaluator.format_only'] = True
+    for tta in (False, True):
+        test = launch.prepare_test_config(config, checkpoint, options, str(tmp_path), tta=tta)
+        kept = steps_of(cfg['tta_pipeline' if tta else 'test_pipeline'])
+        kept.remove('LoadAnnotations')
+        assert steps_of(test.test_dataloader.dataset.pipeline) == kept
+        launch.run_test(test)
+        for number, size in enumerate(SIZES):
+            written = cv2.imread(str(tmp_path / f'maps/{number}.png'), -1)
+            assert written.shape == size
+            assert {*np.unique(written)} <= {1, 2, 3, 4, 5}
+        shutil.rmtree(tmp_path / 'maps')
 
 
 def direct_miou(labels, predictions):
@@ -260,11 +316,13 @@ def test_own_data_from_the_command_line(ade20k, tmp_path):
     assert status == 0, text
     assert 'fitted to' in text
     assert '5 classes, 3 training and 3 validation images; 3 iterations of 1 images' in text
+    scored = [float(value) for value in re.findall(r'mIoU: (\d+\.\d+)', text)]
     (best,) = (tmp_path / 'own').glob('best_mIoU_iter_*.pth')
     args = (TEST, 'own/eva_mask2former_finetune.py', best)
     status, text = tool(*args, folder=tmp_path)
     assert status == 0, text
-    assert miou_in(text) >= 0
+    # The weights that were kept are those that were scored.
+    assert miou_in(text) == pytest.approx(max(scored), abs=0.01)
     # The config that the run left runs on a picture.
     picture = next((ade20k / 'images/validation').iterdir())
     model = f'own/eva_mask2former_finetune.py:{best}'

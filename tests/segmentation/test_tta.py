@@ -17,7 +17,9 @@ from eva_mm.segmentation import EVASegTTAModel, PadAtLeast
 from ..helpers import load_config
 from .shrunk import CROP, shrunk_leaf
 
-LEAVES = ['ade20k/eva_mask2former', 'ade20k/eva_mask2former_relpos', 'coco_stuff/eva_mask2former']
+LEAVES = [
+    f'{data}/eva_mask2former{kind}' for data in ('ade20k', 'coco_stuff') for kind in ('', '_relpos')
+]
 
 
 @pytest.fixture(scope='module')

@@ -38,12 +38,14 @@ def shrink_transform(transform: dict, num_frames: int, img_size: int, short: int
         transform.scale = (-1, short) if transform.scale[0] == -1 else (img_size, img_size)
 
 
-def write_video(path: Path, num_frames: int = 12, size: tuple[int, int] = (96, 80)) -> Path:
-    """A video whose frame i < 24 is 10 + 10 * i bright, others alike; size is (width, height)."""
+def write_video(
+    path: Path, num_frames: int = 12, size: tuple[int, int] = (96, 80), start: int = 0
+) -> Path:
+    """A video whose frame i is 10 + 10 * ((start + i) % 24) bright; size is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 10, size)
     for index in range(num_frames):
-        writer.write(np.full((size[1], size[0], 3), 10 + 10 * (index % 24), np.uint8))
+        writer.write(np.full((size[1], size[0], 3), 10 + 10 * ((start + index) % 24), np.uint8))
     writer.release()
     return path
 

@@ -16,19 +16,20 @@ def test_union_and_places():
     small, large = ['washing', 'abseiling', 'zumba'], ['yoga', 'abseiling', 'dancing']
     union = union_of([small, large])
     assert union == ['abseiling', 'dancing', 'washing', 'yoga', 'zumba']
-    # Row j is of class j in the set's own sorted order.
-    assert rows_in(union, small) == [0, 2, 4]
-    assert rows_in(union, large) == [0, 1, 3]
+    # Row j is of class j in the set's own order, that of its labels.
+    assert rows_in(union, small) == [2, 0, 4]
+    assert rows_in(union, sorted(large)) == [0, 1, 3]
     with pytest.raises(InputError, match="1 classes are not among the 5 .*'knitting'"):
         rows_in(union, ['yoga', 'knitting'])
 
 
-def test_folders_and_lists_are_read_alike(tmp_path):
+def test_folders_are_sorted_and_lists_keep_their_order(tmp_path):
     for name in ('b c', 'a', '.hidden'):
         (tmp_path / 'videos' / name).mkdir(parents=True)
     (tmp_path / 'videos' / 'readme').touch()
-    (tmp_path / 'list.txt').write_text('b c\n\na\n')
-    assert read_classes(tmp_path / 'videos') == read_classes(tmp_path / 'list.txt') == ['a', 'b c']
+    (tmp_path / 'list.txt').write_text('b\u2028c\n\na\n', encoding='utf-8')
+    assert read_classes(tmp_path / 'videos') == ['a', 'b c']
+    assert read_classes(tmp_path / 'list.txt') == ['b\u2028c', 'a']
     with pytest.raises(MissingFileError, match='class list not found'):
         read_classes(tmp_path / 'none')
     (tmp_path / 'list.txt').write_text('a\na\n')
@@ -36,6 +37,9 @@ def test_folders_and_lists_are_read_alike(tmp_path):
         read_classes(tmp_path / 'list.txt')
     (tmp_path / 'list.txt').write_text('\n')
     with pytest.raises(InputError, match='no class in it'):
+        read_classes(tmp_path / 'list.txt')
+    (tmp_path / 'list.txt').write_bytes(b'caf\xe9\n')
+    with pytest.raises(InputError, match='list.txt is not text in UTF-8'):
         read_classes(tmp_path / 'list.txt')
 
 

@@ -1,6 +1,8 @@
 """Lists of videos, broken ones, and the whole pipelines of a leaf on real clips."""
 
+import errno
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -76,6 +78,22 @@ def test_bad_lists(folder, text, message):
         dataset(folder, text=text, num_classes=5)
 
 
+def test_file_names_are_bytes(folder):
+    names = ['caf\udce9.mp4', 'two\u2028lines.mp4']
+    text = ''.join(f'{name} {label}\n' for label, name in enumerate(names))
+    (folder / 'list.txt').write_bytes(text.encode(errors='surrogateescape'))
+    data = dataset(folder)
+    found = [data.get_data_info(i)['filename'] for i in range(len(data))]
+    assert found == [str(folder / 'videos' / name) for name in names]
+    write_video(folder / 'plain.mp4').rename(folder / 'videos' / names[0])
+    assert data[0]['inputs'].shape == (1, 3, 4, 56, 56)
+
+
+def test_a_list_is_not_split(folder):
+    with pytest.raises(InputError, match='holdout splits the videos of a folder, but .*list.txt'):
+        dataset(folder, holdout=dict(part='val', fraction=0.1))
+
+
 def test_missing_list(folder):
     (folder / 'list.txt').unlink()
     with pytest.raises(MissingFileError, match=r'list of videos not found: .*list.txt'):
@@ -144,6 +162,46 @@ def test_broken_video_is_replaced_and_counted(folder, caplog):
     assert torch.equal(sample['inputs'], again['inputs'])  # the same one, at the same place
     assert data.num_replaced >= 2
     assert data.num_replaced % 2 == 0
+
+
+def _no_frames(info):
+    raise AssertionError('Invalid frame count: 0')
+
+
+def _io_error(number):
+    def pipeline(info):
+        raise OSError(number, os.strerror(number), info['filename'])
+
+    return pipeline
+
+
+@pytest.mark.parametrize('kind', ['folder', 'io', 'frames'])
+def test_other_ways_of_being_unreadable_are_replaced_too(folder, kind):
+    data = dataset(folder, skip_unreadable=True)
+    whole, path = data.pipeline, folder / 'videos' / 'clip 1.mp4'
+    if kind == 'folder':
+        path.unlink()
+        path.mkdir()
+    else:
+        broken = _io_error(errno.EIO) if kind == 'io' else _no_frames
+        data.pipeline = lambda info: (broken if info['filename'] == str(path) else whole)(info)
+    sample = data[PositionedIndex(1, 7, 0)]
+    assert int(sample['data_samples'].gt_label) in (0, 2)
+    assert data.num_replaced == 1
+    data.skip_unreadable = False
+    with pytest.raises(UnreadableFileError, match='video cannot be decoded: .*clip 1.mp4'):
+        data[1]
+
+
+def test_the_machine_is_not_the_video(folder):
+    data = dataset(folder, skip_unreadable=True)
+    data.pipeline = _io_error(errno.EMFILE)
+    with pytest.raises(UnreadableFileError, match='clip 0.mp4 .*Too many open files'):
+        data[0]
+    assert data.num_replaced == 0
+    data.pipeline = lambda info: (_ for _ in ()).throw(AssertionError('of the code'))
+    with pytest.raises(AssertionError, match='of the code'):
+        data[0]
 
 
 def test_workers_make_the_same_clips(folder):

@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 
 from eva_mm.engine.inference import infer
 from eva_mm.engine.strict_loading import CheckpointMismatchError
-from eva_mm.errors import UsageError
+from eva_mm.errors import InputError, UsageError
 from eva_mm.video.inference import (
     VideoPredictor,
     draw_sheet,
@@ -174,6 +174,63 @@ def test_wrong_classes_thresholds_and_checkpoints(model):
         VideoPredictor(cfg, checkpoint, 'cpu')
 
 
+def test_checkpoints_of_mmactions_own_models_must_fit_too(tmp_path):
+    cfg = load_config('kinetics/eva_g_k400', 'mmaction')
+    layer = dict(type='ResNet3d', depth=18, base_channels=2, num_stages=1, spatial_strides=(1,),
+                 temporal_strides=(1,), dilations=(1,), inflate=(0,), out_indices=(0,),
+                 pretrained=None, pretrained2d=False)  # fmt: skip
+    head = dict(type='I3DHead', in_channels=2, num_classes=3)
+    cfg.model = dict(type='Recognizer3D', backbone=layer, cls_head=head)
+    init_default_scope('mmaction')
+    weights = MODELS.build(cfg.model).state_dict()
+    file = str(tmp_path / 'own.pth')
+    counters = [name for name in weights if name.endswith('num_batches_tracked')]
+    assert counters
+    torch.save(dict(state_dict={k: v for k, v in weights.items() if k not in counters}), file)
+    predictor = VideoPredictor(cfg, file, 'cpu')
+    for name, value in predictor.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    renamed = {k.replace('cls_head', 'head'): v for k, v in weights.items()}
+    torch.save(dict(state_dict=renamed), file)
+    with pytest.raises(CheckpointMismatchError, match=r'(?s)own.pth do not fit.*cls_head.*head'):
+        VideoPredictor(cfg, file, 'cpu')
+
+
+def test_a_few_views_at_a_time(model, videos):
+    config, checkpoint, *_ = model
+    cfg = load_config('kinetics/eva_g_k400', 'mmaction').fromfile(config)
+    answers = []
+    for limit in (None, 5):
+        if limit:
+            cfg.model.test_cfg = dict(max_testing_views=limit)
+        predictor = VideoPredictor(cfg, checkpoint, 'cpu')
+        samples = [predictor.load_video(str(videos / name)) for name in ('a.mp4', 'more/b.mp4')]
+        answers.append(predictor.predict(samples))
+    for one, other in zip(*answers):
+        assert dict(one) == pytest.approx(dict(other), abs=1e-5)
+
+
+def test_frames_are_read_for_drawings_alone(model, videos, tmp_path, monkeypatch):
+    config, checkpoint, *_ = model
+    read_paths = []
+
+    def broken_frames(path, number):
+        read_paths.append(path)
+        raise RuntimeError('Error reading 7 bytes...')
+
+    monkeypatch.setattr('eva_mm.video.inference.read_frames', broken_frames)
+    options = dict(given=str(videos / 'a.mp4'), model=f'{config}:{checkpoint}')
+    assert infer(**options, out=str(tmp_path / 'plain'), draw=False).status == 0
+    assert read_paths == []
+    # Frames that no clip has may be broken: the answer is there all the same.
+    report = infer(**options, out=str(tmp_path / 'drawn'))
+    assert (report.status, report.results) == (0, 5)
+    assert read_paths == [str(videos / 'a.mp4')]
+    picture = cv2.imread(str(tmp_path / 'drawn' / 'drawn' / 'a.mp4.png'))
+    assert picture.min() == 0
+    assert len(picture) > 90
+
+
 def test_names_of_the_outputs(tmp_path):
     cfg = load_config('kinetics/eva_g_k400', 'mmaction')
     names = output_names({}, cfg, 400)
@@ -183,6 +240,9 @@ def test_names_of_the_outputs(tmp_path):
     cfg.test_dataloader.dataset.ann_file = str(tmp_path / 'val.txt')
     (tmp_path / 'classes.txt').write_text('one\ntwo\nthree\n')
     assert output_names({}, cfg, 3) == ['one', 'two', 'three']
+    cfg.test_dataloader.dataset.classes = str(tmp_path / 'classes.txt')
+    with pytest.raises(InputError, match=r'classes=.*classes.txt names 3 classes, .* has 400 out'):
+        output_names({}, cfg, 400)
     meta = dict(meta=dict(dataset_meta=dict(classes=('x', 'y', 'z'))))
     assert output_names(meta, cfg, 3) == ['x', 'y', 'z']
 

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
     put(f'train/arm wrestling/{IDS[0]}_000038_000048.mp4')
     put(f'train/arm wrestling/{IDS[0]}_000138_000148.mp4')  # another part of the same video
-    put(f'train/arm wrestling/{IDS[1]}.mp4')
+    put(f'train/arm wrestling/{IDS[1]}_000020_000030.mp4')
     put(f'train/zumba/{IDS[1]}_000001_000011.mp4')
     put(f'train/zumba/{IDS[2]}_000001_000011.mp4')
     put(f'train/zumba/{IDS[3]}_000001_000011.mp4')
@@ -53,9 +53,50 @@ def left_out(report):
 
 def test_names_of_kinetics():
     assert identity_of(f'a/b/{IDS[0]}_000038_000048.mp4') == IDS[0]
-    assert identity_of(f'{IDS[2]}.mkv') == IDS[2]
+    assert identity_of(f'{IDS[2]}.mkv', youtube_ids=True) == IDS[2]
+    # As many characters as an id.
+    assert identity_of('video_00001.mp4') is None
     for other in ('v_archery_g01_c01.avi', f'{IDS[0]}_38_48.mp4', 'short.mp4', f'{IDS[0]}x.mp4'):
         assert identity_of(other) is None
+        assert identity_of(other, youtube_ids=True) is None
+
+
+def test_names_of_eleven_characters(tmp_path):
+    for path in ('train/a/video_00001.mp4', 'train/b/video_00001.mp4', 'val/a/video_00001.mp4'):
+        write_video(tmp_path / path, 4, (64, 48))
+    options = dict(exclude=[str(tmp_path / 'val')], decode=False)
+    report = write_list([str(tmp_path / 'train')], str(tmp_path / 'train.txt'), **options)
+    assert (report.number, report.left) == (2, [])
+    (tmp_path / 'ids.txt').write_text('val/a/video_00001.mp4 0\n')
+    assert excluded_ids(tmp_path / 'ids.txt') == {str(tmp_path / 'val/a/video_00001.mp4')}
+    assert excluded_ids(tmp_path / 'ids.txt', youtube_ids=True) == {'video_00001'}
+    options = dict(decode=False, youtube_ids=True)
+    report = write_list([str(tmp_path / 'train')], str(tmp_path / 'train.txt'), **options)
+    assert [video.reason for video in report.left] == [OTHER_CLASS]
+
+
+def test_labels_follow_an_unsorted_file_which_stays(folder):
+    names = folder / 'classes.txt'
+    names.write_text('zumba\n\narm wrestling\n')
+    options = dict(decode=False)
+    report = write_list([str(folder / 'train')], str(folder / 'train.txt'), **options)
+    assert report.classes == ['zumba', 'arm wrestling']
+    assert names.read_text() == 'zumba\n\narm wrestling\n'
+    labels = {
+        line.split('/')[1]: line[-1]
+        for line in (folder / 'train.txt').open().read().split('\n')[:-1]
+    }
+    assert labels == {'zumba': '0', 'arm wrestling': '1'}
+    before = (folder / 'train.txt').read_bytes()
+    message = "other classes, or another order: class 0 is 'arm wrestling' in the former, 'zumba'"
+    with pytest.raises(InputError, match=message):
+        write_list([str(folder / 'train')], str(folder / 'train.txt'), **options,
+                   classes=str(folder / 'train'))  # fmt: skip
+    assert (folder / 'train.txt').read_bytes() == before
+    # A file that is given elsewhere tells the order too.
+    write_list([str(folder / 'train')], str(folder / 'new' / 'train.txt'), **options,
+               classes=str(names))  # fmt: skip
+    assert (folder / 'new' / 'classes.txt').read_text() == 'zumba\narm wrestling\n'
 
 
 def test_list_is_cleaned(folder):
@@ -65,7 +106,7 @@ def test_list_is_cleaned(folder):
     assert (folder / 'classes.txt').read_text() == 'arm wrestling\nzumba\n'
     assert (folder / 'train.txt').read_text().splitlines() == [
         f'train/arm wrestling/{IDS[0]}_000038_000048.mp4 0',
-        f'train/arm wrestling/{IDS[1]}.mp4 0',
+        f'train/arm wrestling/{IDS[1]}_000020_000030.mp4 0',
         f'train/zumba/{IDS[3]}_000001_000011.mp4 1',
     ]
     assert left_out(report) == {

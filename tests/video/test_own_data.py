@@ -1,13 +1,20 @@
 """A config fitted to video folders of one's own."""
 
+import math
+import pickle
+
 import pytest
 from mmaction.registry import DATASETS
+from mmengine.runner import Runner
 
+from eva_mm.engine.layer_decay import param_group_table
 from eva_mm.errors import InputError, UsageError
+from eva_mm.video import own_data
 from eva_mm.video.own_data import fit_to_data
 
 from ..helpers import load_config
 from ..test_configs import types_of
+from .small import shrink_video, write_video
 
 LEAF = 'kinetics/eva_g_finetune'
 
@@ -91,6 +98,59 @@ def test_a_tenth_is_held_out(tmp_path):
     assert cfg.fitted_length.split is not None
     other = fitted(tmp_path, **{'own_data.split_seed': 1})
     assert other.fitted_length.split != cfg.fitted_length.split
+
+
+def test_a_class_with_one_video_keeps_it(tmp_path):
+    make_folders(tmp_path, {'a': 9, 'b': 0})
+    # The same video in both classes: whatever is drawn in the one, the other has no second one.
+    for name in 'ab':
+        (tmp_path / name / 'cccccccccc2_000001_000011.mp4').touch()
+    for seed in range(20):
+        options = {'own_data.split_seed': seed, 'own_data.val_fraction': 0.8}
+        cfg = fitted(tmp_path, **options, **{'train_dataloader.batch_size': 1})
+        labels = [
+            entry['label']
+            for entry in DATASETS.build(cfg.train_dataloader.dataset).load_data_list()
+        ]
+        assert sorted(labels) == [0, 0, 1]
+
+
+def test_the_first_process_alone_looks(root, monkeypatch):
+    monkeypatch.setattr('eva_mm.video.own_data.on_first_process', lambda work: told)
+    told = 'nothing'
+    with pytest.raises(AttributeError):
+        fitted(root)  # it takes what it is told
+    monkeypatch.undo()
+    told = own_data._read(*own_data._find_parts(root, load_config(LEAF, 'mmaction').own_data))
+    assert pickle.loads(pickle.dumps(told)) == told
+    monkeypatch.setattr('eva_mm.video.own_data.on_first_process', lambda work: told)
+    monkeypatch.setattr('eva_mm.video.own_data.find_videos', None)
+    assert fitted(root).model.cls_head.num_classes == 2
+
+
+def test_a_new_head_learns(tmp_path):
+    for label, name in enumerate(('dark', 'light')):
+        for number in range(4):
+            path = tmp_path / 'data' / name / f'{number}.avi'
+            write_video(path, 4, (64, 64), start=12 * label)
+    cfg = fitted(tmp_path / 'data', 2, **{'own_data.epochs': 1, 'own_data.num_validations': 2})
+    shrink_video(cfg, num_classes=2, embed_dim=96, mlp_dim=96)
+    cfg.train_dataloader.batch_size = 2
+    cfg.merge_from_dict(dict(env_cfg=dict(mp_cfg=dict(mp_start_method='fork'))))
+    cfg.vis_backends = cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    cfg.load_from, cfg.work_dir = None, str(tmp_path / 'run')
+    cfg.experiment_name = f'own_{tmp_path.name}'
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    rates = {row.name: row.lr for row in param_group_table(runner.optim_wrapper)}
+    head, norm = 'cls_head.fc_cls.weight', 'cls_head.fc_norm.weight'
+    assert rates[head] == pytest.approx(300 * rates[norm])
+    losses, _ = runner.message_hub.get_scalar('train/loss').data
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-2)
+    # At the rate of the rest it is 0.688 even then.
+    assert sum(losses[-20:]) / 20 < 0.4
+    assert runner.message_hub.get_scalar('val/acc/top1').current() == 1
+    assert list((tmp_path / 'run').glob('best_acc_top1_iter_*.pth'))
 
 
 def test_what_is_fitted_stays(root):
