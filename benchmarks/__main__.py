@@ -10,7 +10,7 @@ import sys
 import benchmarks
 from benchmarks.common import REGISTRY, RESULTS, append, report
 
-_NOT_BENCHMARKS = ('common',)
+_NOT_BENCHMARKS = ('common', 'measuring')
 
 
 def find_benchmarks() -> None:

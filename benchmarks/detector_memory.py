@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
-import subprocess
 import sys
 
 from benchmarks.common import GIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+from benchmarks.measuring import in_child
 
 CONFIG = 'coco/eva_cascade'
 SIDES = (1024, 1280, 1536)
@@ -187,17 +186,6 @@ def measure(mode: str, size: str, side: int) -> dict:
     return dict(peak=peak_rss() - start)
 
 
-def measure_in_child(mode: str, size: str, side: int) -> int:
-    """Bytes of :func:`measure` in a process of its own."""
-    command = [sys.executable, '-m', 'benchmarks.detector_memory', mode, size, str(side)]
-    # What is freed goes back to the system at once, instead of staying in the allocator's hands.
-    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise RuntimeError(f'{command} failed:\n{done.stderr}')
-    return json.loads(done.stdout.splitlines()[-1])['peak']
-
-
 CHECKS = (('inference', 'base', 1024), ('training', 'base', 512))
 
 
@@ -208,7 +196,7 @@ def check_table(checks=CHECKS) -> Table:
         estimated = {'inference': estimate_inference, 'training': estimate_training}[mode](
             size, side
         )
-        measured = measure_in_child(mode, size, side)
+        measured = in_child('detector_memory', mode, size, str(side))['peak']
         rows.append(
             (mode, size, side, f'{estimated / GIB:.2f}', f'{measured / GIB:.2f}',
              f'{100 * (estimated / measured - 1):+.0f} %')

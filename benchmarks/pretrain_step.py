@@ -10,14 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 
-from benchmarks.common import GIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+from benchmarks.common import GIB, Table, benchmark
+from benchmarks.measuring import Memory, in_child, matmul_ceiling, measure_time, the_device
 
 CONFIGS = dict(
     giant='pretrain/eva_g_merged30m',
@@ -106,52 +102,7 @@ def count_flops(model_cfg: dict) -> dict[str, float]:
     return dict(student=student.get_total_flops(), teacher=taught.get_total_flops())
 
 
-def matmul_ceiling(device: str, dtype) -> float:
-    """Most FLOP/s that square matrix products reach on a device."""
-    import torch
-
-    sides = (2048, 4096, 8192) if device == 'cuda' else (512, 1024, 2048)
-    best = 0.0
-    for side in sides:
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        best = max(best, 2 * side**3 / measure_time(lambda a=a, b=b: a @ b, 10, device))
-    return best
-
-
 # ------------------------------------------------------------------------------------- measurement
-
-
-def measure_time(run: Callable[[], object], repeats: int, device: str) -> float:
-    """Median of the seconds that a function takes, after two calls that do not count."""
-    import torch
-
-    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
-    seconds = []
-    for _ in range(repeats + 2):
-        wait()
-        start = time.perf_counter()
-        run()
-        wait()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:])
-
-
-class Memory:
-    """Peak of what is held above the start: allocated on a GPU, resident in a CPU's process."""
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        self.cuda = torch.cuda if device == 'cuda' else None
-        if self.cuda:
-            self.cuda.reset_peak_memory_stats()
-        else:
-            reset_peak_rss()
-            self.start = rss()
-
-    def peak(self) -> int:
-        """Bytes."""
-        return self.cuda.max_memory_allocated() if self.cuda else peak_rss() - self.start
 
 
 def measure_student(model_cfg: dict, options: dict) -> dict:
@@ -223,21 +174,13 @@ def measure(size: str, part: str, options: dict) -> dict:
     return dict(seconds=one + (depth - 1) * (two - one), peak=None, computed=True)
 
 
-def measure_in_child(size: str, part: str, options: dict) -> dict:
-    """Run :func:`measure` in a process of its own, so that memory is this part's alone."""
-    command = [sys.executable, '-m', 'benchmarks.pretrain_step', size, part, json.dumps(options)]
-    # What is freed goes back to the system at once, instead of staying in the allocator's hands.
-    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise RuntimeError(f'{command} failed:\n{done.stderr}')
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def rows_of_size(size: str, options: dict, ceiling: float) -> list[tuple]:
     """Rows of student, teacher and both."""
     flops = count_flops(model_config(size))
-    results = {part: measure_in_child(size, part, options) for part in ('student', 'teacher')}
+    results = {
+        part: in_child('pretrain_step', size, part, json.dumps(options))
+        for part in ('student', 'teacher')
+    }
     both = dict(
         seconds=sum(result['seconds'] for result in results.values()),
         peak=None,
@@ -282,7 +225,7 @@ def pretrain_step(
 
     from eva_mm.engine.optim_wrapper import gpu_has_bf16
 
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = the_device()
     bf16 = device == 'cuda' and gpu_has_bf16()
     batch = batch or (32 if device == 'cuda' else 2)
     options = dict(

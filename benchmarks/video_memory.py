@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
-import subprocess
 import sys
 
 from benchmarks.common import GIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+from benchmarks.measuring import in_child
 
 CONFIG = 'kinetics/eva_g_k400'
 PACKAGES = ('onedl-mmengine', 'mmaction2')
@@ -144,17 +143,6 @@ def run(model, mode: str, frames: int) -> None:
         optimizer.zero_grad()
 
 
-def measure_in_child(mode: str, size: str, frames: int) -> int:
-    """Bytes of :func:`measure` in a process of its own."""
-    command = [sys.executable, '-m', 'benchmarks.video_memory', mode, size, str(frames)]
-    # What is freed goes back to the system at once, instead of staying in the allocator's hands.
-    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise RuntimeError(f'{command} failed:\n{done.stderr}')
-    return json.loads(done.stdout.splitlines()[-1])['peak']
-
-
 CHECKS = (('inference', 'base', 16), ('training', 'base', 8))
 
 
@@ -163,7 +151,8 @@ def check_table(checks=CHECKS) -> Table:
     rows = []
     for mode, size, frames in checks:
         estimate = {'inference': estimate_inference, 'training': estimate_training}[mode]
-        estimated, measured = estimate(size, frames), measure_in_child(mode, size, frames)
+        estimated = estimate(size, frames)
+        measured = in_child('video_memory', mode, size, str(frames))['peak']
         rows.append(
             (mode, size, frames, f'{estimated / GIB:.2f}', f'{measured / GIB:.2f}',
              f'{100 * (estimated / measured - 1):+.0f} %')
