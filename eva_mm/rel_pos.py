@@ -2,9 +2,8 @@
 
 The bias that a query at (y, x) gives a key at (m, n) is ``q · Rh[y - m] + q · Rw[x - n]``
 (MViTv2, arXiv 2112.01526; ViTDet, arXiv 2203.16527). It depends on the key through its row and
-its column only, so it is an inner product too: with ``q' = [scale * q, Rh q, Rw q]`` and
-``k' = [k, onehot(row), onehot(column)]`` the scores are ``q' · k'``, and a fused kernel never
-writes them to memory.
+its column only: h + w numbers per query, computed here, say it all.
+:mod:`eva_mm.rel_pos_kernels` has the ways to add them to the scores.
 
 Shape letters: B batch, H heads, N = h * w tokens, C channels of a head.
 """
@@ -12,9 +11,9 @@ Shape letters: B batch, H heads, N = h * w tokens, C channels of a head.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .rel_pos_kernels import rel_pos_attention
 from .resize import resize_rel_pos
 
 
@@ -31,13 +30,6 @@ def relative_vectors(table: Tensor, side: int, rule: str = 'linear') -> Tensor:
     table = resize_rel_pos(table, 2 * side - 1, rule)
     position = torch.arange(side, device=table.device)
     return table[position[:, None] - position[None, :] + side - 1]
-
-
-def _one_hot_positions(h: int, w: int, like: Tensor) -> Tensor:
-    """(h * w, h + w): for each token its row and its column as one-hot vectors."""
-    rows = torch.eye(h, dtype=like.dtype, device=like.device)
-    cols = torch.eye(w, dtype=like.dtype, device=like.device)
-    return torch.cat((rows.repeat_interleave(w, dim=0), cols.repeat(h, 1)), dim=1)
 
 
 def decomposed_rel_pos_attention(
@@ -70,11 +62,4 @@ def decomposed_rel_pos_attention(
     q_grid = q.reshape(B, H, h, w, C)
     row_scores = torch.einsum('bhyxc,ymc->bhyxm', q_grid, Rh).reshape(B, H, N, h)
     col_scores = torch.einsum('bhyxc,xnc->bhyxn', q_grid, Rw).reshape(B, H, N, w)
-    # Flash kernels want a width divisible by 8, and the same one for q, k and v.
-    width = -(-(C + h + w) // 8) * 8
-    spare = q.new_zeros(()).expand(B, H, N, width - C - h - w)
-    positions = _one_hot_positions(h, w, k).expand(B, H, N, h + w)
-    q = torch.cat((q * scale, row_scores, col_scores, spare), dim=-1)
-    k = torch.cat((k, positions, spare), dim=-1)
-    v = F.pad(v, (0, width - C))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :C]
+    return rel_pos_attention(q, k, v, row_scores, col_scores, scale)

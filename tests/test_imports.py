@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'eva_mm'
-CORE = {'vit', 'rel_pos', 'resize'}
+CORE = {'vit', 'rel_pos', 'rel_pos_kernels', 'resize'}
 TASKS = {'pretraining', 'classification', 'detection', 'segmentation', 'video'}
 # Packages that belong to no framework; adapters and the engine may use them.
 SMALL = {
@@ -52,6 +52,7 @@ ARROWS = {
     'errors': Row(set(), set()),
     'vit': Row(CORE, {'torch'}),
     'rel_pos': Row(CORE, {'torch'}),
+    'rel_pos_kernels': Row(set(), {'torch'}),
     'resize': Row(CORE, {'torch'}),
     'zoo': Row(
         CORE | {'errors'},
