@@ -50,7 +50,8 @@ def test_geometric_rule_never_extrapolates_small_tables(src, dst):
     table = torch.randn(src, 3, dtype=torch.float64)
     resized = resize_rel_pos(table, dst, 'geometric')
     torch.testing.assert_close(resized[[0, dst // 2, -1]], table[[0, src // 2, -1]])
-    assert resized.abs().max() < 2 * table.abs().max()
+    # By how much the most unlucky table may grow; extrapolated, 7 rows grow by thousands.
+    assert resize_matrix('geometric', src, dst).abs().sum(dim=1).max() < 5
 
 
 @pytest.mark.parametrize(('src', 'dst'), [(31, 39), (31, 25), (3, 9)])
