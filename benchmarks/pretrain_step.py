@@ -12,8 +12,9 @@ import dataclasses
 import json
 import sys
 
+from benchmarks import measuring
 from benchmarks.common import GIB, Table, benchmark
-from benchmarks.measuring import Memory, in_child, matmul_ceiling, measure_time, the_device
+from benchmarks.measuring import Memory, ceilings_note, in_child, measure_time, the_device
 
 CONFIGS = dict(
     giant='pretrain/eva_g_merged30m',
@@ -88,18 +89,16 @@ def count_flops(model_cfg: dict) -> dict[str, float]:
         ``student`` (forward and backward pass, without recomputation), ``teacher`` (forward).
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     model = build({**model_cfg, 'activation_checkpointing': False}, 'meta')
     data = make_batch(model, 1, 'meta')
-    with FlopCounterMode(display=False) as student:
-        student_loss(model, data).backward()
+    student = measuring.count_flops(lambda: student_loss(model, data).backward())
     teacher = model.teacher
     with torch.device('meta'):
         teacher.tower = teacher._build()
-    with FlopCounterMode(display=False) as taught, torch.no_grad():
-        teacher(data['teacher_image'])
-    return dict(student=student.get_total_flops(), teacher=taught.get_total_flops())
+    with torch.no_grad():
+        taught = measuring.count_flops(lambda: teacher(data['teacher_image']))
+    return dict(student=student, teacher=taught)
 
 
 # ------------------------------------------------------------------------------------- measurement
@@ -237,7 +236,7 @@ def pretrain_step(
         compile=compile,
     )
     dtype = torch.bfloat16 if bf16 else torch.float32
-    ceiling = matmul_ceiling(device, dtype)
+    ceiling, ceilings = ceilings_note(device, dtype)
     rows = [row for size in sizes for row in rows_of_size(size, options, ceiling)]
     header = (
         'size', 'part', 'how', 'images/s', 'TFLOP per image', 'utilisation', 'peak, GiB'
@@ -250,9 +249,8 @@ def pretrain_step(
         + '; models, masks and teachers of '
         + ', '.join(CONFIGS[size] for size in sizes)
         + '. Student: forward, backward, clipping, fused AdamW. Loading images is not in it.',
-        f'Utilisation: counted FLOPs (backward included, recomputation not) over '
-        f'{ceiling / 1e12:.2f} TFLOP/s, the best of square matrix products in '
-        f'{str(dtype).removeprefix("torch.")} here.',
+        'Utilisation: counted FLOPs (backward included, recomputation not) over the matrix '
+        f"product's ceiling. {ceilings}",
     ]
     if any(row[2] == 'computed' for row in rows):
         notes.append(

@@ -1,0 +1,281 @@
+"""Benchmarks of whole steps: that they compare what they say, and count what they charge."""
+
+import itertools
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import _steps, classification_step, detector_step, video_step
+from benchmarks.common import REGISTRY
+from benchmarks.measuring import in_child
+from eva_mm.vit import get_size
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_mmdet = pytest.mark.skipif(find_spec('mmdet') is None, reason='needs mmdet')
+
+
+def options(**kwargs):
+    return dict(device='cpu', batch=1, repeats=1, compile=False, depths=(1,), **kwargs)
+
+
+# ---------------------------------------------------------------------------------- deep from few
+
+
+def test_a_depth_is_computed_from_two_or_taken_as_measured():
+    assert _steps.at_depth({1: 7.0, 2: 9.0}, 40) == 7 + 39 * 2
+    assert _steps.at_depth({12: 5.0}, 12) == 5
+    assert _steps.figures_at_depth(
+        dict(a={'1': dict(seconds=1.0, peak=10), '2': dict(seconds=3.0, peak=10)}), 12
+    ) == dict(a=dict(seconds=23.0, peak=10))
+
+
+@pytest.mark.parametrize(
+    ('depth', 'flops', 'device', 'measured'),
+    [(40, 2e12, 'cpu', (1, 2)), (40, 2e12, 'cuda', (40,)), (12, 5e11, 'cpu', (12,)),
+     (2, 2e12, 'cpu', (2,))],
+)  # fmt: skip
+def test_only_what_is_slow_on_a_cpu_is_computed(depth, flops, device, measured):
+    assert _steps.depths_to_measure(depth, flops, device) == measured
+
+
+def closed_form(size, tokens):
+    """FLOPs of a forward pass: products with weights, and attention."""
+    width, mlp = size.embed_dim, size.mlp_dim
+    return 2 * size.depth * tokens * (4 * width**2 + 2 * width * mlp + 2 * tokens * width)
+
+
+def test_flops_are_those_of_the_closed_form():
+    images = classification_step.step_flops('giant', 336)
+    clips = video_step.step_flops('base', 16, 224)
+    for flops, size, tokens in ((images, 'giant', 577), (clips, 'base', 3137)):
+        forward = closed_form(get_size(size), tokens)
+        assert flops['inference'] == pytest.approx(forward, rel=0.02)
+        assert flops['training'] == pytest.approx(3 * forward, rel=0.02)
+        assert flops['training, recomputed'] == flops['training']
+
+
+# ---------------------------------------------------------------------------------- classification
+
+
+@pytest.mark.parametrize('size', ['tiny', 'large'])
+def test_timm_gives_the_same_logits(size):
+    pytest.importorskip('timm')
+    assert classification_step.check_agreement(size, 56, 'cpu') < 1e-5
+
+
+def test_a_baseline_that_differs_is_refused(monkeypatch):
+    pytest.importorskip('timm')
+    build = classification_step.build
+
+    def other(whose, *args):
+        model = build(whose, *args)
+        if whose == 'timm':
+            model.blocks[0].mlp.act = torch.nn.ReLU()
+        return model
+
+    monkeypatch.setattr(classification_step, 'build', other)
+    with pytest.raises(RuntimeError, match="ours and timm's differ"):
+        classification_step.check_agreement('tiny', 56, 'cpu')
+
+
+def test_a_classifier_is_measured_beside_timms():
+    pytest.importorskip('timm')
+    given = options(timm=True, modes=classification_step.MODES)
+    result = in_child('classification_step', 'tiny', '56', json.dumps(given))
+    assert list(result) == list(classification_step.MODES)
+    weights = 4 * sum(p.numel() for p in classification_step.build('ours', 'tiny', 56, 1, 'cpu')
+                      .parameters())  # fmt: skip
+    for mode, each in result.items():
+        assert set(each) == {'ours', 'timm'}
+        for figures in each.values():
+            assert figures['1']['seconds'] > 0
+            if mode != 'inference':  # weights, gradients and two moments
+                assert figures['1']['peak'] > 3 * weights
+
+
+def test_without_timm_its_columns_are_empty(monkeypatch):
+    monkeypatch.setattr(classification_step, 'find_spec', lambda name: None)
+    monkeypatch.setattr(classification_step, 'ceilings_note', lambda *args: (1e11, 'Ceilings.'))
+    seconds = {'ours': {'12': dict(seconds=0.5, peak=2**30)}}
+    monkeypatch.setattr(
+        classification_step, 'in_child', lambda *args: dict.fromkeys(classification_step.MODES,
+                                                                    seconds)
+    )  # fmt: skip
+    (table,) = classification_step.classification_step(sizes=('tiny',), sides=(224,))
+    row = dict(zip(table.header, table.rows[0]))
+    assert (row['batch'], row['ours, images/s'], row['ours, GiB']) == (2, '4', '1.00')
+    assert row['timm, images/s'] == row['times as fast'] == row['timm, GiB'] == ''
+    assert any('timm is not installed' in note for note in table.notes)
+
+
+def test_batches_hold_about_as_many_tokens():
+    assert [classification_step.batch_of(side, 'cpu') for side in (224, 336, 560)] == [2, 1, 1]
+    assert [classification_step.batch_of(side, 'cuda') for side in (224, 336, 560)] == [32, 14, 5]
+
+
+# ------------------------------------------------------------------------------------------- video
+
+
+def test_the_explicit_attention_agrees():
+    assert video_step.check_agreement('tiny', 2, 32, 'cpu') < 1e-5
+
+
+@pytest.mark.skipif(find_spec('mmaction') is None, reason='needs mmaction2')
+def test_the_video_benchmark_runs_the_video_model():
+    """The core alone makes the same tokens of a clip as the backbone of the leaf configs."""
+    import eva_mm.video  # noqa: F401  before mmaction
+    from eva_mm.video.backbone import EVAVideoTransformer
+
+    plain = video_step.build('tiny', 3, 32, 2, 'cpu')
+    model = EVAVideoTransformer('tiny', depth=2, num_frames=3, img_size=32)
+    for param in plain.parameters():
+        torch.nn.init.normal_(param, std=0.1)
+    weights = plain.state_dict()
+    weights['patch_embed.proj.weight'] = weights['patch_embed.proj.weight'][:, :, None]
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    clip = torch.randn(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        tokens = plain.forward_features(clip)[:, 1:]
+        expected = model(clip).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_clip_needs_less_memory_than_its_scores():
+    given = options(frames=8, side=224, modes=('inference',))
+    ways = in_child('video_step', 'tiny', json.dumps(given))['inference']
+    tokens, heads = 8 * 14**2 + 1, get_size('tiny').num_heads
+    saved = ways['explicit']['1']['peak'] - ways['ours']['1']['peak']
+    assert saved > 0.8 * 4 * heads * tokens**2
+
+
+# ---------------------------------------------------------------------------------------- detector
+
+
+def test_a_part_does_not_count_what_is_inside_it(monkeypatch):
+    ticks = itertools.accumulate((0, 1, 10, 100, 1000, 10000))  # each reading of the clock
+    monkeypatch.setattr(detector_step, 'time', SimpleNamespace(perf_counter=ticks.__next__))
+    clock = detector_step.Clock('cpu')
+    with clock.part('outer'):
+        with clock.part('inner'):
+            clock.turn('other', 'nothing')
+            clock.turn('inner', 'later')
+        clock.turn('inner', 'nothing')
+    assert clock.seconds == dict(outer=1 + 1000, inner=10, later=100)
+
+
+def test_a_deep_backbone_is_computed_from_its_two_kinds_of_block(monkeypatch):
+    """Embedding 5 s, a window block 1 s, a global one 4 s; the rest stays."""
+
+    def alone(mode, size, given, blocks):
+        return {'backbone': 5.0 + sum(dict(w=1, g=4)[kind] for kind in blocks)}
+
+    monkeypatch.setattr(detector_step, 'measure_backbone', alone)
+    monkeypatch.setattr(
+        detector_step,
+        'measure_parts',
+        lambda *args: dict(seconds={'backbone': 6.0, 'RPN': 3.0}, peak=1),
+    )
+    result = detector_step.measure('test', 'giant', options())
+    expected = {'backbone': 5 + 30 * 1 + 10 * 4, 'RPN': 3}
+    assert result == dict(seconds=expected, peak=None, computed=True)
+
+
+def small_detector(monkeypatch):
+    """Few proposals and classes, so that a step takes seconds."""
+    build = detector_step.model_config
+
+    def config(*args, **kwargs):
+        cfg = build(*args, **kwargs)
+        head = cfg.model.roi_head
+        for part in (head.bbox_head, head.mask_head, head.bbox_head.loss_cls):
+            if 'num_classes' in part:
+                part.num_classes = 5
+        if 'class_image_counts' in head.bbox_head.loss_cls:
+            head.bbox_head.loss_cls.class_image_counts = [1] * 5
+        cfg.model.train_cfg.rcnn[0].sampler.num = 16
+        return cfg
+
+    monkeypatch.setattr(detector_step, 'model_config', config)
+
+
+@needs_mmdet
+@pytest.mark.parametrize('mode', ['training', 'test'])
+def test_the_parts_are_the_step(monkeypatch, mode):
+    """Every part is there once."""
+    small_detector(monkeypatch)
+    monkeypatch.setattr('benchmarks._detector_inputs.PROPOSALS', 40)
+    given = options(side=128, config=detector_step.CONFIG, masks=10)
+    found = detector_step.measure_parts(mode, 'tiny', given, 'wg')
+    seconds = found['seconds']
+    common = {'preprocessor', 'backbone', 'pyramid', 'RPN', 'box stages', 'mask head', 'rest'}
+    own = dict(
+        training={'heads, backward', 'pyramid, backward', 'backbone, backward', 'update'},
+        test={'NMS', 'masks into the image'},
+    )
+    assert set(seconds) == common | own[mode] <= set(detector_step.ORDER)
+    assert all(taken > 0 for taken in seconds.values())
+
+
+@needs_mmdet
+def test_samplers_are_full():
+    """So that a step has as many boxes and masks as one of a trained model at its most."""
+    from mmdet.registry import TASK_UTILS
+    from mmengine.structures import InstanceData
+
+    from benchmarks._detector_inputs import make_data, make_objects, make_proposals
+
+    data = make_data(1280, 1203, True)
+    objects = data['data_samples'][0].gt_instances
+    train_cfg = detector_step.model_config('tiny', 1280).model.train_cfg.rcnn[0]
+    assigner, sampler = (TASK_UTILS.build(train_cfg[key]) for key in ('assigner', 'sampler'))
+    priors = InstanceData(priors=make_proposals(make_objects(1280), 1280))
+    sampled = sampler.sample(assigner.assign(priors, objects), priors, objects)
+    assert (len(sampled.pos_priors), len(sampled.neg_priors)) == (128, 384)
+
+
+@needs_mmdet
+def test_ways_to_masks_agree_and_a_cap_bounds_them(monkeypatch):
+    """The benchmark compares the masks byte by byte."""
+    for module in ('detector_step', '_detector_inputs'):
+        monkeypatch.setattr(f'benchmarks.{module}.PROPOSALS', 40)
+    given = options(side=128, boxes=80, cap=20)
+    published, ours, capped = detector_step.measure_soft_nms(given)
+    assert published['boxes'] == ours['boxes'] > 60
+    assert capped['boxes'] == 20
+    parts = {'box stages', 'NMS', 'mask head', 'masks into the image'}
+    assert all(set(way['seconds']) == parts for way in (published, ours, capped))
+
+
+@needs_mmdet
+def test_masks_that_differ_are_refused(monkeypatch):
+    for module in ('detector_step', '_detector_inputs'):
+        monkeypatch.setattr(f'benchmarks.{module}.PROPOSALS', 20)
+    numbers = itertools.count()
+    monkeypatch.setattr(detector_step, '_counts', lambda rle: next(numbers))
+    with pytest.raises(RuntimeError, match='give different masks'):
+        detector_step.measure_soft_nms(options(side=128, boxes=20, cap=10))
+
+
+def test_the_cores_need_pytorch_alone():
+    """So that a machine with nothing else can run them."""
+    code = (
+        'import sys\n'
+        "for name in ('mmengine', 'mmcv', 'mmdet', 'mmaction', 'timm'): sys.modules[name] = None\n"
+        'from benchmarks import classification_step as images, video_step as clips\n'
+        "assert clips.check_agreement('tiny', 1, 32, 'cpu') < 1e-5\n"
+        "given = dict(device='cpu', batch=1, repeats=1, compile=False, depths=(1,), timm=False,\n"
+        "             modes=('training',))\n"
+        "images.measure('tiny', 28, given)\n"
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_all_are_registered():
+    for name in ('classification_step', 'video_step', 'detector_step'):
+        assert name in REGISTRY
