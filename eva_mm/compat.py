@@ -294,3 +294,29 @@ def mend_mmaction_file_client() -> None:
             return self._backend.get(path)
 
     loading.FileClient = Files
+
+
+def mend_mmseg_output_dir() -> None:
+    """Let every process of a test make the folder that it writes predictions into.
+
+    In mmsegmentation 1.4.2 the first process alone makes ``IoUMetric.output_dir``
+    (mmseg/evaluation/metrics/iou_metric.py), and another one that has a prediction sooner ends
+    with FileNotFoundError.
+
+    Removal: once the metric waits for the folder, or makes it in every process.
+    """
+    from mmengine.utils import mkdir_or_exist
+    from mmseg.evaluation import IoUMetric
+
+    original = IoUMetric.__init__
+    if hasattr(original, '_eva_mm'):
+        return
+
+    @functools.wraps(original)
+    def make_folder(self: IoUMetric, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)
+        if self.output_dir:
+            mkdir_or_exist(self.output_dir)
+
+    make_folder._eva_mm = True
+    IoUMetric.__init__ = make_folder

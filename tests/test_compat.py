@@ -245,3 +245,16 @@ def test_mmaction_reads_files_without_a_warning(tmp_path):
         assert done.returncode == 0, done.stderr
         told[bool(mend)] = 'will be deprecated' in done.stdout
     assert told == {False: True, True: False}
+
+
+def test_every_process_makes_the_folder_of_its_predictions(tmp_path, monkeypatch):
+    pytest.importorskip('mmseg')
+    from mmseg.evaluation import IoUMetric
+    from mmseg.evaluation.metrics import iou_metric
+
+    import eva_mm.segmentation  # noqa: F401  mends it
+
+    monkeypatch.setattr(iou_metric, 'is_main_process', lambda: False)
+    IoUMetric(output_dir=str(tmp_path / 'a' / 'b'))
+    assert (tmp_path / 'a' / 'b').is_dir()
+    assert IoUMetric().output_dir is None

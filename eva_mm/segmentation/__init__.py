@@ -17,6 +17,8 @@ import mmdet.models  # noqa: E402, F401
 
 from eva_mm import engine  # noqa: E402, F401
 
+compat.mend_mmseg_output_dir()
+
 from .backbone import EVAViTAdapter  # noqa: E402
 from .datasets import (  # noqa: E402
     EVAADE20KDataset,
