@@ -247,7 +247,7 @@ def imagenet_datasets(folder: Path, size: tuple[int, int], rng) -> dict:
 
 
 def video_datasets(folder: Path, size: tuple[int, int], frames: int, rng) -> dict:
-    """The leaf's data set, colours changed by torchvision or by our own transform."""
+    """The leaf's data set, colours changed by torchvision or by the leaf's transform."""
     import copy
 
     from mmengine.registry import init_default_scope
@@ -258,12 +258,12 @@ def video_datasets(folder: Path, size: tuple[int, int], frames: int, rng) -> dic
     init_default_scope('mmaction')
     path = str(write_clips(folder, size, frames, rng))
     leaf = eva_mm.get_config(VIDEO).train_dataloader.dataset.pipeline
-    colours = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
-    ours = dict(type='ColorJitterPerFrame', **colours)
-    assert leaf[7].type == 'RandomApply'
+    colours = dict(leaf[7].transforms[0])
+    assert colours.pop('type') == 'ColorJitterPerFrame'
+    plain = dict(leaf[7], transforms=[torchvision_jitter(**colours)])
     datasets = {}
-    for name, change in ((PLAIN, torchvision_jitter(**colours)), (OURS, ours)):
-        pipeline = [*leaf[:7], dict(type='RandomApply', prob=0.8, transforms=[change]), *leaf[8:]]
+    for name, change in ((PLAIN, plain), (OURS, leaf[7])):
+        pipeline = [*leaf[:7], change, *leaf[8:]]
         datasets[name] = EVAVideoDataset(
             ann_file=path, data_prefix=dict(video=str(folder)), pipeline=copy.copy(pipeline)
         )

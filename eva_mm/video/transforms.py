@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from mmaction.registry import TRANSFORMS
-from mmcv.transforms import BaseTransform, Compose
+from mmcv.transforms import BaseTransform
 
 from eva_mm.engine.unreadable import BrokenImageError
 
@@ -73,27 +73,6 @@ class SampleSegments(BaseTransform):
         return results
 
 
-@TRANSFORMS.register_module()
-class FrameByFrame(BaseTransform):
-    """Apply transforms to each frame alone, so that every frame draws parameters of its own.
-
-    The published colour jitter is decided per clip and drawn per frame: ``RandomApply`` around this
-    around mmaction2's ``TorchVisionWrapper``, which alone changes all frames alike.
-
-    Args:
-        transforms: configs; they may change ``imgs`` only.
-    """
-
-    def __init__(self, transforms: list[dict]):
-        self.transforms = Compose(transforms)
-
-    def transform(self, results: dict) -> dict:
-        """Change ``imgs``, a list of arrays."""
-        changed = [self.transforms(dict(imgs=[image]))['imgs'][0] for image in results['imgs']]
-        results['imgs'] = changed
-        return results
-
-
 def shift_hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn the colours of an image.
 
@@ -116,7 +95,9 @@ def shift_hue(image: np.ndarray, shift: float) -> np.ndarray:
 class ColorJitterPerFrame(BaseTransform):
     """torchvision's ``ColorJitter``, each frame of a clip with parameters of its own.
 
-    What is drawn, and in which order, is torchvision's for one frame after the other.
+    The published jitter is decided per clip and drawn per frame: ``RandomApply`` around this.
+    mmaction2's ``TorchVisionWrapper`` alone changes all frames alike. What is drawn, and in which
+    order, is torchvision's for one frame after the other.
 
     Args:
         **kwargs: ``brightness``, ``contrast``, ``saturation`` and ``hue``, as torchvision's.

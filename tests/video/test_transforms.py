@@ -81,8 +81,8 @@ def clip():
 
 def jitter(**sizes):
     init_default_scope('mmaction')
-    wrapper = dict(type='TorchVisionWrapper', op='ColorJitter', **sizes)
-    return wrapper, dict(type='FrameByFrame', transforms=[wrapper])
+    together = dict(type='TorchVisionWrapper', op='ColorJitter', **sizes)
+    return together, dict(type='ColorJitterPerFrame', **sizes)
 
 
 def test_each_frame_has_colours_of_its_own(clip):

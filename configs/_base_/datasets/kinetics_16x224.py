@@ -22,19 +22,7 @@ train_pipeline = [
         type='RandomApply',
         prob=0.8,
         transforms=[
-            dict(
-                type='FrameByFrame',
-                transforms=[
-                    dict(
-                        type='TorchVisionWrapper',
-                        op='ColorJitter',
-                        brightness=0.4,
-                        contrast=0.4,
-                        saturation=0.2,
-                        hue=0.1,
-                    ),
-                ],
-            ),
+            dict(type='ColorJitterPerFrame', brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
         ],
     ),
     dict(
