@@ -109,15 +109,19 @@ class DropPath(nn.Module):
         if not 0 <= rate < 1:
             raise ValueError(f'drop path rate should lie in [0, 1), got {rate}')
         self.rate = rate
+        self._drops = rate > 0
+        # A tensor, so that one compiled graph serves the blocks of every rate; on the CPU, where it
+        # acts as a number on any device.
+        self._keep = torch.tensor(1 - rate, device='cpu')
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; the first axis is the sample."""
-        if not self.training or self.rate == 0:
+        if not (self.training and self._drops):
             return x
-        keep = 1 - self.rate
-        mask = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        shape = (len(x),) + (1,) * (x.ndim - 1)
+        mask = torch.rand(shape, device=x.device) < self._keep
         # Divided, not multiplied by 1 / keep, which bf16 would round to a biased factor.
-        return x.div(keep) * mask
+        return x.div(self._keep) * mask
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'
@@ -241,9 +245,16 @@ def partition_windows(x: Tensor, grid: Grid, window: int) -> tuple[Tensor, Grid]
 
 
 def merge_windows(x: Tensor, padded: Grid, grid: Grid, window: int) -> Tensor:
-    """Inverse of :func:`partition_windows`; drops the padding."""
+    """Inverse of :func:`partition_windows`; drops the padding.
+
+    Returns:
+        Tokens in the order of (B, h * w, D): of that shape after padding; otherwise nothing is
+        copied, and it is a view of shape (B, h / window, window, w / window, window, D).
+    """
     (hp, wp), (h, w), D = padded, grid, x.shape[-1]
     x = x.reshape(-1, hp // window, wp // window, window, window, D).transpose(2, 3)
+    if padded == grid:
+        return x
     return x.reshape(-1, hp, wp, D)[:, :h, :w].reshape(-1, h * w, D)
 
 
@@ -295,7 +306,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); ``grid`` (h, w) is needed with windows or relative positions."""
-        x = x + self._residual(self._attend(self.norm1(x), grid), self.gamma_1)
+        branch = self._residual(self._attend(self.norm1(x), grid), self.gamma_1)
+        # Windows come as a view of the tokens in order: the sum is what puts them back.
+        x = (x.reshape(branch.shape) + branch).reshape(x.shape)
         return x + self._residual(self.mlp(self.norm2(x)), self.gamma_2)
 
 

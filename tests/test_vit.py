@@ -198,7 +198,10 @@ def test_windows_and_back(grid):
     windows, padded = partition_windows(x, grid, 4)
     assert windows.shape[1] == 16
     assert len(windows) == 2 * (padded[0] // 4) * (padded[1] // 4)
-    assert torch.equal(merge_windows(windows, padded, grid, 4), x)
+    merged = merge_windows(windows, padded, grid, 4)
+    assert torch.equal(merged.reshape(x.shape), x)
+    if padded == grid:
+        assert merged.data_ptr() == windows.data_ptr(), 'a copy'
     # The first window holds the top-left corner, zeros where the grid ends.
     corner = torch.zeros(4, 4, 6)
     h, w = min(4, grid[0]), min(4, grid[1])
