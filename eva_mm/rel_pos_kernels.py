@@ -207,6 +207,7 @@ def flex_attention(
 KERNELS: dict[str, Kernel] = dict(
     augmented=augmented_attention, blocked=blocked_attention, flex=flex_attention
 )
+FLASH_CHANNELS = 256  # the most that PyTorch's flash kernels take; 1536 px make 280
 _fastest: dict[tuple, str] = {}
 
 
@@ -227,10 +228,11 @@ def use_kernel(name: str) -> Iterator[None]:
     The environment variable ``EVA_MM_ATTENTION`` does it for a whole process.
 
     Args:
-        name: a key of :data:`KERNELS`; ``'auto'`` (the default): blocked on CPUs, augmented
-            elsewhere; ``'fastest'``: the kernels are timed at the first call of each shape, dtype
-            and device, and the fastest serves from then on (as ``'auto'`` inside compiled graphs
-            and under ``torch.use_deterministic_algorithms``).
+        name: a key of :data:`KERNELS`; ``'fastest'``: the kernels are timed at the first call of
+            each shape, dtype and device, and the fastest serves from then on; ``'auto'`` (the
+            default): blocked on CPUs, augmented elsewhere, but timed on a GPU beyond
+            :data:`FLASH_CHANNELS`. Nothing is timed inside compiled graphs and under
+            ``torch.use_deterministic_algorithms``.
 
     Raises:
         ValueError: another name.
@@ -246,6 +248,17 @@ def use_kernel(name: str) -> Iterator[None]:
 def _auto(q: Tensor) -> str:
     # benchmarks/RESULTS.md, `attention`.
     return 'blocked' if q.device.type == 'cpu' else 'augmented'
+
+
+def _is_timed(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether the choice is by the clock: on request, and where flash kernels end."""
+    q, _, _, rows, cols = tensors
+    wide = q.shape[-1] + rows.shape[-1] + cols.shape[-1] > FLASH_CHANNELS
+    if _chosen != FASTEST and not (_chosen == AUTO and wide and q.is_cuda):
+        return False
+    # While a graph is traced nothing can be timed, and a choice by time differs between runs.
+    untimed = torch.compiler.is_compiling() or q.is_meta
+    return not (untimed or torch.are_deterministic_algorithms_enabled())
 
 
 def _time_of(name: str, tensors: tuple[Tensor, ...], scale: float, grad: bool) -> float:
@@ -289,13 +302,9 @@ def _measured(tensors: tuple[Tensor, ...], scale: float) -> str:
 
 def choose_kernel(tensors: tuple[Tensor, ...], scale: float) -> str:
     """Name of the kernel that serves these arguments (q, k, v, rows, cols) now."""
-    if _chosen == FASTEST:
-        # While a graph is traced nothing can be timed, and a choice by time differs between runs.
-        untimed = torch.compiler.is_compiling() or tensors[0].is_meta
-        if not (untimed or torch.are_deterministic_algorithms_enabled()):
-            return _measured(tensors, scale)
-        return _auto(tensors[0])
-    return _auto(tensors[0]) if _chosen == AUTO else _chosen
+    if _is_timed(tensors):
+        return _measured(tensors, scale)
+    return _auto(tensors[0]) if _chosen in (AUTO, FASTEST) else _chosen
 
 
 def rel_pos_attention(

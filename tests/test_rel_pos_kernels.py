@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,6 +227,21 @@ def test_deterministic_runs_choose_without_a_clock(monkeypatch):
     monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
     with use_kernel('fastest'):
         assert choose_kernel(tuple(random_inputs((2, 2))), SCALE) == 'blocked'
+
+
+@pytest.mark.parametrize(('side', 'expected'), [(80, 'augmented'), (96, 'timed')])
+def test_a_gpu_times_what_no_flash_kernel_takes(monkeypatch, side, expected):
+    """88 channels with 80 rows and columns (1280 px) are 248, with 96 (1536 px) 280."""
+    monkeypatch.setattr(rel_pos_kernels, '_measured', lambda *args: 'timed')
+    q, rows = (
+        SimpleNamespace(
+            shape=(1, 16, side**2, width), is_cuda=True, is_meta=False, device=torch.device('cuda')
+        )
+        for width in (88, side)
+    )
+    assert choose_kernel((q, q, q, rows, rows), SCALE) == expected
+    with use_kernel('augmented'):
+        assert choose_kernel((q, q, q, rows, rows), SCALE) == 'augmented'
 
 
 def test_an_unknown_kernel_is_refused():
