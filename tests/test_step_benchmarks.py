@@ -11,7 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import _steps, classification_step, detector_step, video_step
+from benchmarks import (
+    _steps,
+    classification_step,
+    detector_step,
+    start_up,
+    video_step,
+    vitdet_backbone,
+)
 from benchmarks.common import REGISTRY
 from benchmarks.measuring import in_child
 from eva_mm.vit import get_size
@@ -154,6 +161,87 @@ def test_a_clip_needs_less_memory_than_its_scores():
     assert saved > 0.8 * 4 * heads * tokens**2
 
 
+# -------------------------------------------------------------------------- detector's backbone
+
+
+@needs_mmdet
+@pytest.mark.parametrize('way', vitdet_backbone.WAYS)
+def test_the_backbone_benchmark_runs_the_detectors_backbone(way):
+    """The core alone makes the same map of an image, by ours and by explicit scores."""
+    from eva_mm.detection.backbone import EVAViTDet
+
+    plain = vitdet_backbone.build_backbone('tiny', 128, way, 'cpu')
+    model = EVAViTDet('tiny', img_size=128)
+    assert [b.window_size for b in plain.blocks] == [b.window_size for b in model.blocks]
+    for param in plain.parameters():
+        torch.nn.init.normal_(param, std=0.1)
+    model.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(image), model(image)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_are_measured_with_less_memory_than_their_scores():
+    result = in_child('vitdet_backbone', 'tiny', '640', json.dumps(options()))
+    assert list(result) == ['blocks']
+    heads, tokens = get_size('tiny').num_heads, 40**2
+    assert vitdet_backbone.scores_bytes('tiny', 640, 'global') == 4 * heads * tokens**2
+    assert vitdet_backbone.scores_bytes('tiny', 640, 'window') == 4 * heads * tokens * 256
+    for part in vitdet_backbone.PASSES:
+        for kind in vitdet_backbone.KINDS:
+            assert all(found['seconds'] > 0 for found in result['blocks'][kind][part].values())
+        found = result['blocks']['global'][part]
+        assert found['explicit']['peak'] - found['ours']['peak'] > 4 * heads * tokens**2
+
+
+def test_ways_that_differ_are_refused():
+    x = torch.ones(3)
+    check = vitdet_backbone._check_agreement
+    check(dict(explicit=(x, x), ours=(x, x + 1e-6)), 'a block', 'cpu')
+    with pytest.raises(RuntimeError, match=r'differ by 0\.00\d+: a block'):
+        check(dict(explicit=(x, x), ours=(x, x + 1e-3)), 'a block', 'cpu')
+
+
+def test_a_backbone_is_the_sum_of_its_blocks(monkeypatch):
+    """Of 40 blocks 30 have windows; without memory for explicit scores its cells are empty."""
+
+    def seconds(window, whole):
+        return {'window': window, 'global': whole}
+
+    blocks = {
+        kind: {
+            part: {way: dict(seconds=s[kind], peak=2**30) for way, s in ways.items() if kind in s}
+            for part, ways in {
+                'forward': dict(explicit=seconds(2.0, 9.0), ours=seconds(1.0, 3.0)),
+                'forward+backward': dict(explicit=dict(window=7.0), ours=seconds(3.0, 8.0)),
+            }.items()
+        }
+        for kind in vitdet_backbone.KINDS
+    }
+    monkeypatch.setattr(vitdet_backbone, 'in_child', lambda *args: dict(blocks=blocks))
+    monkeypatch.setattr(vitdet_backbone, 'backbone_flops', lambda *args: {
+        'forward': 6e11, 'forward+backward': 2e12})  # fmt: skip
+    rows = vitdet_backbone.rows_of('giant', 1536, options(), 1e11)
+    assert [row[5:] for row in rows] == [
+        ('2', '1', '2.00', '1', '1', '1.00', ''),
+        ('7', '3', '2.33', '1', '1', '1.00', ''),
+        ('9', '3', '3.00', '1', '1', '1.00', ''),
+        ('', '8', '', '', '1', '', ''),
+        ('150', '60', '2.50', '', '', '', '10 %'),
+        ('', '170', '', '', '', '', '12 %'),
+    ]
+
+
+def test_explicit_scores_that_exceed_the_memory_are_left_out(monkeypatch):
+    """16 heads of 9216 x 9216 scores in fp32 are 5.1 GiB; in training it takes five of them."""
+    monkeypatch.setattr(vitdet_backbone, '_available_memory', lambda: 24 * 2**30)
+    fits = vitdet_backbone.fits
+    assert fits('giant', 1536, 'global', 'explicit', 'forward')
+    assert not fits('giant', 1536, 'global', 'explicit', 'forward+backward')
+    assert fits('giant', 1280, 'global', 'explicit', 'forward+backward')
+    assert fits('giant', 1536, 'global', 'ours', 'forward+backward')
+
+
 # ---------------------------------------------------------------------------------------- detector
 
 
@@ -262,20 +350,47 @@ def test_masks_that_differ_are_refused(monkeypatch):
         detector_step.measure_soft_nms(options(side=128, boxes=20, cap=10))
 
 
+# ---------------------------------------------------------------------------------------- start-up
+
+
+def test_a_model_without_memory_is_built_without_memory():
+    ways = {way: start_up.measure(way, 'tiny') for way in start_up.builders('tiny')}
+    params = {found['params'] for way, found in ways.items() if way.startswith('classifier')}
+    assert params == {sum(p.numel() for p in start_up.builders('tiny')
+                          ['classifier, initialised']().parameters())}  # fmt: skip
+    found = in_child('start_up', 'classifier, without memory (weights follow)', 'giant')
+    assert found['params'] == 1_012_555_112
+    assert found['peak'] < 2**28 < 4 * found['params']
+
+
+def test_commands_start(monkeypatch):
+    monkeypatch.setattr(start_up, 'TOOLS', ('train',))
+    names = ['python', 'import eva_mm', 'import torch', 'import torch, eva_mm.vit',
+             'tools/train.py --help']  # fmt: skip
+    table = start_up.start_table(1)
+    assert [row[0] for row in table.rows] == names
+    with pytest.raises(RuntimeError, match='no_such_module'):
+        start_up.seconds_of_process('-c', 'import no_such_module')
+
+
 def test_the_cores_need_pytorch_alone():
     """So that a machine with nothing else can run them."""
     code = (
         'import sys\n'
         "for name in ('mmengine', 'mmcv', 'mmdet', 'mmaction', 'timm'): sys.modules[name] = None\n"
         'from benchmarks import classification_step as images, video_step as clips\n'
+        'from benchmarks import vitdet_backbone as detector\n'
         "assert clips.check_agreement('tiny', 1, 32, 'cpu') < 1e-5\n"
         "given = dict(device='cpu', batch=1, repeats=1, compile=False, depths=(1,), timm=False,\n"
         "             modes=('training',))\n"
         "images.measure('tiny', 28, given)\n"
+        "detector.measure('tiny', 64, given)\n"
     )
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 def test_all_are_registered():
-    for name in ('classification_step', 'video_step', 'detector_step'):
+    for name in (
+        'classification_step', 'video_step', 'vitdet_backbone', 'detector_step', 'start_up',
+    ):  # fmt: skip
         assert name in REGISTRY

@@ -95,6 +95,21 @@ def test_saved_results_are_evaluated_without_a_model(trained, tmp_path):
     assert 'toy/classes: 2' in text
 
 
+def test_compiled_training_and_test(trained):
+    folder, _ = trained
+    short = ('--cfg-options', 'train_cfg.max_iters=2', 'param_scheduler=None')
+    status, text = tool(TRAIN, CONFIG, '--compile', '--work-dir', 'compiled', *short, folder=folder)
+    assert status == 0, text
+    assert 'torch.compile: 3 blocks' in text
+    assert (folder / 'compiled' / 'iter_2.pth').is_file()
+    status, text = tool(
+        TEST, CONFIG, CHECKPOINT, '--compile', '--work-dir', 'compiled', folder=folder
+    )
+    assert status == 0, text
+    assert 'torch.compile: 3 blocks' in text
+    assert re.search(r'toy/accuracy: 100\.0', text)
+
+
 def test_resuming_goes_on_from_the_newest_checkpoint(trained):
     folder, _ = trained
     longer = ('--cfg-options', 'train_cfg.max_iters=32')

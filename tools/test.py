@@ -30,6 +30,9 @@ def parse_args(argv=None):
     parser.add_argument('--show-dir', help='folder for drawn predictions')
     parser.add_argument('--wait-time', type=float, default=2.0, help='seconds per shown image')
     parser.add_argument(
+        '--compile', action='store_true', help="compile the transformer's blocks by torch.compile"
+    )
+    parser.add_argument(
         '--strategy',
         choices=['ddp', 'fsdp'],
         help='several processes: each holds the whole model (ddp, default), or its share (fsdp)',
@@ -76,6 +79,7 @@ def main(argv=None):
             show_dir=args.show_dir,
             wait_time=args.wait_time,
             tta=args.tta,
+            compile=args.compile,
         )
         launch.set_strategy(cfg, args.strategy)
         if args.results:

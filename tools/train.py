@@ -48,6 +48,9 @@ def parse_args(argv=None):
         help='train nothing: print parameters, rates, schedule, batch, memory and what is missing',
     )
     parser.add_argument(
+        '--compile', action='store_true', help="compile the transformer's blocks by torch.compile"
+    )
+    parser.add_argument(
         '--strategy',
         choices=['ddp', 'fsdp'],
         help='several processes: each holds the whole model (ddp, default), or its share (fsdp)',
@@ -86,6 +89,7 @@ def main(argv=None):
             for_dry_run=args.dry_run,
             num_gpus=args.gpus,
             strategy=args.strategy,
+            compile=args.compile,
         )
         if args.dry_run:
             return launch.dry_run(cfg, args.gpus)

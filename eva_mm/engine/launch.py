@@ -27,6 +27,7 @@ from eva_mm.zoo.table import SCHEME, find_model, suggest_scheme
 
 from .accumulation import set_accumulation
 from .batch_scaling import as_list, scale_to_images
+from .compilation import enable_compilation
 from .config_check import check_config, check_options
 from .hooks.non_finite import NonFiniteError
 from .optim_wrapper import gpu_has_bf16
@@ -167,6 +168,7 @@ def prepare_train_config(
     for_dry_run: bool = False,
     num_gpus: int | None = None,
     strategy: str | None = None,
+    compile: bool = False,
 ) -> Config:
     """Build the config of a training run from the command line.
 
@@ -186,6 +188,7 @@ def prepare_train_config(
         num_gpus (int, optional): Processes that a dry run reckons with; by default those of the
             launcher.
         strategy (str, optional): 'ddp' or 'fsdp'; see `sharding.set_strategy`.
+        compile (bool): Compile the transformer's blocks; see `compilation`.
 
     Raises:
         UsageError: The config lacks what an option needs, or a file is not there or is broken.
@@ -195,6 +198,8 @@ def prepare_train_config(
     cfg.work_dir = work_dir or cfg.get('work_dir') or default_work_dir(cfg.filename)
     if amp:
         enable_amp(cfg)
+    if compile:
+        enable_compilation(cfg)
     set_strategy(cfg, strategy)
     check_sharded_training(cfg)
     if accumulate < 1:
@@ -373,6 +378,7 @@ def prepare_test_config(
     show_dir: str | None = None,
     wait_time: float = 2.0,
     tta: bool = False,
+    compile: bool = False,
 ) -> Config:
     """Build the config of a test run from the command line.
 
@@ -386,6 +392,7 @@ def prepare_test_config(
         show_dir (str, optional): Folder for drawings, relative to `work_dir/<timestamp>`.
         wait_time (float): Seconds a window stays.
         tta (bool): Use the config's `tta_model` and `tta_pipeline`.
+        compile (bool): Compile the transformer's blocks; see `compilation`.
 
     Raises:
         UsageError: The config lacks what an option needs, or the checkpoint is not there.
@@ -408,6 +415,8 @@ def prepare_test_config(
         enable_drawing(cfg, show, show_dir, wait_time)
     if tta:
         enable_tta(cfg)
+    if compile:
+        enable_compilation(cfg)
     drop_unused_labels(cfg)
     return cfg
 

@@ -12,7 +12,6 @@ import shutil
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
@@ -39,6 +38,7 @@ from eva_mm.zoo.sharded import (
 )
 
 from .checkpoint import safe_load
+from .compilation import compile_blocks, transformer_blocks
 from .memory import nbytes
 from .processes import check_shared, on_first_process
 from .saving import TEMPORARY, put_in_place
@@ -110,23 +110,13 @@ def check_sharded_training(cfg: Config) -> None:
             )
 
 
-def sharded_blocks(model: nn.Module) -> list[nn.Module]:
-    """Parts whose weights are put together one at a time: of each list named ``*blocks``."""
-    return [
-        block
-        for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList) and name.endswith('blocks')
-        for block in part
-    ]
-
-
 def whole_bytes(model: nn.Module) -> int:
     """Bytes of weights and gradients that a process holds whole at one time, estimated.
 
     What lies outside of the blocks is whole all the time. Of blocks there are two, one being
     fetched while the other runs, and the gradient of one beside the buffer it is reduced from.
     """
-    blocks = [sum(map(nbytes, block.parameters())) for block in sharded_blocks(model)]
+    blocks = [sum(map(nbytes, block.parameters())) for block in transformer_blocks(model)]
     rest = sum(map(nbytes, model.parameters())) - sum(blocks)
     return 2 * rest + 4 * max(blocks, default=0)
 
@@ -134,16 +124,15 @@ def whole_bytes(model: nn.Module) -> int:
 def shard_model(model: nn.Module) -> None:
     """Deal the parameters of a model to all processes, in place.
 
-    Each of :func:`sharded_blocks` is put together for itself while it runs, what is outside of them
-    for the whole pass. Weights stay fp32 and the forward
-    pass under autocast, so that its numbers are those of DistributedDataParallel; gradients are
-    averaged in fp32.
+    Each of :func:`transformer_blocks` is put together for itself while it runs, what is outside of
+    them for the whole pass. Weights stay fp32 and the forward pass under autocast, so that its
+    numbers are those of DistributedDataParallel; gradients are averaged in fp32.
 
     Args:
         model: with its final weights, the same in every process, on this process's device.
     """
     mesh = init_device_mesh(get_device(), (dist.get_world_size(),))
-    for block in sharded_blocks(model):
+    for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
@@ -211,13 +200,7 @@ class ShardedRunner(Runner):
         if self.world_size == 1 or not options:
             super()._maybe_compile(target)
             return
-        blocks = sharded_blocks(self.model)
-        # Every block has its own rate of stochastic depth, hence its own graphs, one for training
-        # and one for validation; beyond the limit, 8 by default, blocks run as they are.
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 4 * len(blocks))
-        for block in blocks:
-            block.forward = torch.compile(block.forward, **({} if options is True else options))
+        compile_blocks(self.model, None if options is True else options, forward_only=True)
 
     def train(self) -> nn.Module:
         """Train; then save the whole weights as one file.

@@ -20,6 +20,7 @@ from torch.distributed import checkpoint as dcp
 
 from eva_mm.engine import launch, sharding
 from eva_mm.engine.checkpoint import safe_load
+from eva_mm.engine.compilation import transformer_blocks
 from eva_mm.engine.saving import put_in_place
 from eva_mm.engine.strict_loading import CheckpointMismatchError
 from eva_mm.errors import InputError, UsageError
@@ -122,7 +123,7 @@ def test_bytes_that_are_whole_at_a_time():
     model.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.Linear(5, 5)])
     model.decoder_blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
     model.head = torch.nn.Linear(7, 1)
-    assert len(sharding.sharded_blocks(model)) == 3
+    assert len(transformer_blocks(model)) == 3
     assert sharding.whole_bytes(model) == 4 * (2 * 8 + 4 * 30)
 
 

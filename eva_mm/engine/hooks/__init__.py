@@ -2,11 +2,13 @@
 
 from .accumulation import PerUpdateSchedulerHook
 from .checkpoint import SafeCheckpointHook
+from .compile_blocks import CompileBlocksHook
 from .iteration_seed import IterationSeedHook
 from .non_finite import NonFiniteLossHook
 from .unreadable_images import UnreadableImagesHook
 
 __all__ = [
+    'CompileBlocksHook',
     'IterationSeedHook',
     'NonFiniteLossHook',
     'PerUpdateSchedulerHook',
