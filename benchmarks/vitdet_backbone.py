@@ -1,0 +1,362 @@
+"""The detector's backbone beside its explicit-score form: one block of each kind, and all blocks.
+
+PyTorch and the core are all it needs. Each size and image side runs in a process of its own. On a
+CPU the backbone is computed from its blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks._steps import USUAL, number, precision, set_allocator
+from benchmarks.common import GIB, Table, benchmark
+from benchmarks.measuring import (
+    Memory,
+    ceilings_note,
+    count_flops,
+    in_child,
+    measure_time,
+    side_by_side,
+    the_device,
+)
+
+SIZES = ('base', 'large', 'giant')
+SIDES = (1024, 1280, 1536)
+PATCH, WINDOW = 16, 16
+KINDS = ('window', 'global')
+WAYS = ('explicit', 'ours')
+PASSES = ('forward', 'forward+backward')
+RECOMPUTED = 'forward+backward, recomputed'
+# Matrices of all scores of a block that the explicit form holds at once at its peak, with some
+# room: past the machine's memory it is left out.
+EXPLICIT_MATRICES = dict(zip(PASSES, (4, 5)))
+
+
+def build_block(size: str, side: int, kind: str, way: str, device: str):
+    """A block with random weights and tables, and the grid of tokens it is run on."""
+    import torch
+
+    from eva_mm.vit import Block, get_size
+
+    shape = get_size(size)
+    grid = (side // PATCH,) * 2
+    window = WINDOW if kind == 'window' else 0
+    torch.manual_seed(0)
+    with torch.device(device):
+        block = Block(
+            shape.embed_dim,
+            shape.num_heads,
+            shape.mlp_dim,
+            shape.qkv_bias,
+            window_size=window,
+            rel_pos_grid=(window, window) if window else grid,
+        )
+    for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+        torch.nn.init.normal_(table, std=0.1)
+    if way == 'explicit':
+        from benchmarks.explicit import make_explicit
+
+        make_explicit(block)
+    return block, grid
+
+
+def build_backbone(size: str, side: int, way: str, device: str):
+    """The backbone of the published detector without what it needs OpenMMLab for.
+
+    It maps an image (B, 3, H, W) to (B, D, H / 16, W / 16), with windows in three of four blocks.
+    """
+    import torch
+
+    from eva_mm.vit import Block, EVAVisionTransformer, get_size
+
+    class Backbone(EVAVisionTransformer):
+        def _make_block(self, index):
+            window = 0 if index % 4 == 3 else WINDOW
+            grid = (window or side // PATCH,) * 2
+            return Block(**self._block_kwargs(index), window_size=window, rel_pos_grid=grid)
+
+        def forward(self, image):
+            return self.forward_intermediates(image, [-1])[0]
+
+    with torch.device(device):
+        model = Backbone(get_size(size, patch_size=PATCH), pooling=None, class_token=False)
+    if way == 'explicit':
+        from benchmarks.explicit import make_explicit
+
+        make_explicit(model)
+    return model
+
+
+def scores_bytes(size: str, side: int, kind: str) -> int:
+    """Bytes of all scores of a block in fp32."""
+    from eva_mm.vit import get_size
+
+    tokens = (side // PATCH) ** 2
+    keys = WINDOW**2 if kind == 'window' else tokens
+    return 4 * get_size(size).num_heads * tokens * keys
+
+
+def fits(size: str, side: int, kind: str, way: str, part: str) -> bool:
+    """Whether a processor's memory is enough for a block."""
+    wanted = scores_bytes(size, side, kind) * EXPLICIT_MATRICES[part]
+    return way != 'explicit' or wanted < _available_memory()
+
+
+def _available_memory() -> int:
+    (line,) = (
+        line
+        for line in Path('/proc/meminfo').read_text().splitlines()
+        if line.startswith('MemAvailable')
+    )
+    return 1024 * int(line.split()[1])
+
+
+# ------------------------------------------------------------------------------------- measurement
+
+
+def block_step(size: str, side: int, kind: str, way: str, options: dict) -> dict[str, Callable]:
+    """Functions that run a block once: pass -> function, which returns the output, or gradients."""
+    import torch
+
+    device = options['device']
+    block, grid = build_block(size, side, kind, way, device)
+    if options['compile'] and way == 'ours':
+        block.compile()
+    torch.manual_seed(1)
+    x = torch.randn(1, grid[0] * grid[1], block.norm1.normalized_shape[0], device=device)
+    x.requires_grad_()
+    weights = torch.randn_like(x)
+    wanted = (x, *block.parameters())
+
+    def forward():
+        with torch.no_grad(), precision(device):
+            return (block(x, grid),)
+
+    def training():
+        with precision(device):
+            out = block(x, grid)
+        return torch.autograd.grad(out, wanted, weights.to(out.dtype))
+
+    return dict(zip(PASSES, (forward, training)))
+
+
+def measure_blocks(size: str, side: int, options: dict) -> dict[str, dict[str, dict[str, dict]]]:
+    """Measure both kinds of block in this process, memory first, and then time in turn.
+
+    Returns:
+        kind -> pass -> way -> ``seconds`` and ``peak`` in bytes above inputs and weights; a way
+        that does not fit the memory is left out.
+
+    Raises:
+        RuntimeError: the ways differ by more than rounding.
+    """
+    device, result = options['device'], {}
+    for kind in KINDS:
+        result[kind] = {}
+        runs = {way: block_step(size, side, kind, way, options) for way in WAYS}
+        for part in PASSES:
+            able = [way for way in WAYS if device == 'cuda' or fits(size, side, kind, way, part)]
+            outputs, found = {}, {}
+            for way in able:
+                if options['compile'] and way == 'ours':
+                    runs[way][part]()  # compiles, which is not counted
+                memory = Memory(device)
+                outputs[way] = runs[way][part]()
+                found[way] = dict(peak=memory.peak())
+            _check_agreement(outputs, f'{kind} block of {size}, {side} px, {part}', device)
+            del outputs
+            set_allocator(USUAL)
+            seconds = side_by_side(
+                {way: runs[way][part] for way in able},
+                options['repeats'],
+                device,
+                warm_up=3 if device == 'cuda' else 0,
+            )
+            set_allocator(2**16)
+            for way, taken in seconds.items():
+                found[way]['seconds'] = taken
+            result[kind][part] = found
+    return result
+
+
+def _check_agreement(outputs: Mapping, what: str, device: str) -> None:
+    if len(outputs) < 2:
+        return
+    expected, found = (outputs[way] for way in WAYS)
+    difference = max(
+        float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found, expected)
+    )
+    if not difference < (5e-2 if device == 'cuda' else 1e-4):
+        raise RuntimeError(f'ours and the explicit form differ by {difference}: {what}')
+
+
+def measure_backbone(size: str, side: int, options: dict) -> dict[str, dict[str, dict | None]]:
+    """Measure whole backbones on a GPU in this process.
+
+    Returns:
+        pass -> way -> ``seconds`` and ``peak`` in bytes above the weights; None where the GPU's
+        memory does not suffice.
+    """
+    import torch
+
+    device, result = options['device'], {part: {} for part in (*PASSES, RECOMPUTED)}
+    image = torch.randn(1, 3, side, side, device=device)
+    for way in WAYS:
+        model = build_backbone(size, side, way, device)
+        if options['compile'] and way == 'ours':
+            for block in model.blocks:
+                block.compile()
+        for part in result:
+            model.activation_checkpointing = part == RECOMPUTED
+
+            def step(model=model, part=part):
+                with torch.set_grad_enabled(part != 'forward'), precision(device):
+                    out = model(image)
+                if part != 'forward':
+                    out.float().sum().backward()
+
+            try:
+                step()  # gradients are there from now on
+                memory = Memory(device)
+                seconds = measure_time(step, options['repeats'], device)
+                result[part][way] = dict(seconds=seconds, peak=memory.peak())
+            except torch.OutOfMemoryError:
+                result[part][way] = None
+                torch.cuda.empty_cache()
+        del model, step
+        torch.cuda.empty_cache()
+    return result
+
+
+def measure(size: str, side: int, options: dict) -> dict:
+    """Blocks and, on a GPU, whole backbones, in this process."""
+    result = dict(blocks=measure_blocks(size, side, options))
+    if options['device'] == 'cuda':
+        result['backbone'] = measure_backbone(size, side, options)
+    return result
+
+
+def backbone_flops(size: str, side: int) -> dict[str, int]:
+    """FLOPs per image that the mathematics needs: those of the explicit form, from shapes alone."""
+    import torch
+
+    model = build_backbone(size, side, 'explicit', 'meta')
+    image = torch.zeros(1, 3, side, side, device='meta')
+    with torch.no_grad():
+        forward = count_flops(lambda: model(image))
+    both = count_flops(lambda: model(image).sum().backward())
+    return dict(zip((*PASSES, RECOMPUTED), (forward, both, both)))
+
+
+def computed_backbone(size: str, blocks: Mapping) -> dict[str, dict[str, dict | None]]:
+    """Seconds of a backbone as the sum of its blocks; None for a way that lacks one of them."""
+    from eva_mm.vit import get_size
+
+    depth = get_size(size).depth
+    counts = dict(zip(KINDS, (depth - depth // 4, depth // 4)))
+    result = {}
+    for part in PASSES:
+        result[part] = {}
+        for way in WAYS:
+            found = {kind: blocks[kind][part].get(way) for kind in KINDS}
+            able = all(found.values())
+            seconds = able and sum(counts[kind] * found[kind]['seconds'] for kind in KINDS)
+            result[part][way] = dict(seconds=seconds, peak=None) if able else None
+    return result
+
+
+# ------------------------------------------------------------------------------------------- table
+
+
+def cells(found: Mapping[str, dict | None]) -> list[str]:
+    """Seconds of both ways and their ratio, then peaks and theirs; empty where there is none."""
+    given = [found.get(way) or dict(seconds=None, peak=None) for way in WAYS]
+    row = []
+    for key, unit in (('seconds', 1), ('peak', GIB)):
+        explicit, ours = (each[key] for each in given)
+        row += ['' if value is None else number(value / unit) for value in (explicit, ours)]
+        both = explicit is not None and ours is not None
+        ratio = (explicit / ours if key == 'seconds' else ours / explicit) if both else None
+        row.append('' if ratio is None else f'{ratio:.2f}')
+    return row
+
+
+def rows_of(size: str, side: int, options: dict, ceiling: float) -> list[tuple]:
+    """Rows of the blocks and of the backbone, a pass each."""
+    result = in_child('vitdet_backbone', size, str(side), json.dumps(options))
+    rows = [
+        (size, side, f'{kind} block', part, 'measured', *cells(found), '')
+        for kind, passes in result['blocks'].items()
+        for part, found in passes.items()
+    ]
+    how = 'measured' if 'backbone' in result else 'computed'
+    flops = backbone_flops(size, side)
+    backbone = result.get('backbone') or computed_backbone(size, result['blocks'])
+    for part, found in backbone.items():
+        used = found['ours'] and flops[part] / found['ours']['seconds'] / ceiling
+        rows.append(
+            (
+                size, side, 'backbone', part, how, *cells(found),
+                f'{100 * used:.0f} %' if used else '',
+            )
+        )  # fmt: skip
+    for row in rows:
+        print(*row, sep='  ', file=sys.stderr, flush=True)
+    return rows
+
+
+@benchmark(
+    'vitdet_backbone',
+    "the detector's backbone beside its explicit-score form: a window block, a global one, all",
+    sizes=lambda text: tuple(text.split(',')),
+    sides=lambda text: tuple(int(part) for part in text.split(',')),
+    repeats=int,
+    compile=lambda text: bool(int(text)),
+)
+def vitdet_backbone(
+    sizes: tuple[str, ...] = SIZES,
+    sides: tuple[int, ...] = SIDES,
+    repeats: int | None = None,
+    compile: bool = False,
+) -> list[Table]:
+    """Table of sizes and image sides on this machine's GPU, or else its processor."""
+    import torch
+
+    device = the_device()
+    options = dict(
+        device=device, repeats=repeats or (20 if device == 'cuda' else 2), compile=compile
+    )
+    ceiling, ceilings = ceilings_note(device, torch.bfloat16 if device == 'cuda' else torch.float32)
+    rows = [
+        row
+        for size, side in itertools.product(sizes, sides)
+        for row in rows_of(size, side, options, ceiling)
+    ]
+    header = (
+        'size', 'side, px', 'what', 'pass', 'how', 'explicit, s', 'ours, s', 'times as fast',
+        'explicit, GiB', 'ours, GiB', 'of it', 'utilisation, ours',
+    )  # fmt: skip
+    notes = [
+        f'{"bf16 autocast" if device == "cuda" else "fp32"}{", ours compiled" * compile}, '
+        f'{torch.get_num_threads()} threads, one image; patches of {PATCH} px, windows of '
+        f'{WINDOW} x {WINDOW}, relative positions, no drop path. Medians, ways in turn. Memory: '
+        'the peak above weights and inputs.',
+        'Explicit: windows and scores written out, see benchmarks/explicit.py. Outputs and '
+        'gradients of the blocks are compared before they are timed.',
+        "Utilisation: the explicit form's counted FLOPs over the matrix product's ceiling. "
+        + ceilings,
+    ]
+    if device != 'cuda':
+        notes.append(
+            'Computed: the sum of its blocks, without embeddings. Where the explicit form is left '
+            "out, its scores exceed this machine's memory."
+        )
+    return [Table(header, rows, 'Backbone of the detector', notes)]
+
+
+if __name__ == '__main__':
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))))
