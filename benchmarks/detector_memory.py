@@ -72,7 +72,8 @@ def _features_and_heads(model, images, boxes: int, masks: int, autocast: bool) -
     for head in model.roi_head.bbox_head:
         stage = head(torch.zeros(boxes, 256, 7, 7, requires_grad=grad))
         outputs += stage if grad else []
-    outputs.append(model.roi_head.mask_head(torch.zeros(masks, 256, 14, 14, requires_grad=grad)))
+    pooled = torch.zeros(masks, 256, 14, 14, requires_grad=grad)
+    outputs.append(model.roi_head.mask_head(pooled, torch.zeros(masks, dtype=torch.long)))
     return outputs
 
 

@@ -307,24 +307,38 @@ ORDER = (
 
 
 def soft_nms_ways(cap: int) -> dict[str, dict]:
-    """What each way sets: boxes before the mask head, boxes at once through it, RLE or maps."""
+    """What each way sets.
+
+    ``cap`` boxes go to the mask head, ``chunk`` of them at once, with the maps of all ``classes``
+    or of each box's own; masks become RLE, or bool maps first.
+    """
+    published = dict(cap=-1, chunk=sys.maxsize, classes=True, rle=False)
+    ours = dict(cap=-1, chunk=None, classes=False, rle=True)
     return {
-        'published: all boxes at once, bool maps': dict(cap=-1, chunk=sys.maxsize, rle=False),
-        'ours: all boxes, RLE': dict(cap=-1, chunk=None, rle=True),
-        f'ours: at most {cap} boxes, RLE': dict(cap=cap, chunk=None, rle=True),
+        'published: all boxes at once, all classes, bool maps': published,
+        'ours: all boxes, RLE': ours,
+        f'ours: at most {cap} boxes, RLE': dict(ours, cap=cap),
     }
 
 
 @contextlib.contextmanager
-def _mask_chunk(size: int | None) -> Iterator[None]:
+def _masks_by(head, chunk: int | None, classes: bool) -> Iterator[None]:
+    import torch
+
     from eva_mm.detection import roi_head
 
-    old = roi_head.MASK_CHUNK
-    roi_head.MASK_CHUNK = size or old
+    old, forward = roi_head.MASK_CHUNK, head._mask_forward
+
+    def of_all_classes(x, rois, labels):
+        chosen = torch.arange(len(labels), device=labels.device), labels
+        return forward(x, rois)[chosen][:, None]
+
+    roi_head.MASK_CHUNK = chunk or old
+    head._mask_forward = of_all_classes if classes else forward
     try:
         yield
     finally:
-        roi_head.MASK_CHUNK = old
+        roi_head.MASK_CHUNK, head._mask_forward = old, forward
 
 
 def roi_head_run(options: dict, clock: Clock) -> Callable[[dict], tuple[int, list]]:
@@ -353,7 +367,7 @@ def roi_head_run(options: dict, clock: Clock) -> Callable[[dict], tuple[int, lis
     def run(way: dict) -> tuple[int, list]:
         head.test_cfg.update(max_per_img=way['cap'], rle_masks=way['rle'])
         given = [InstanceData(bboxes=proposals)], [DetDataSample(metainfo=meta)]
-        with torch.no_grad(), _mask_chunk(way['chunk']):
+        with torch.no_grad(), _masks_by(head, way['chunk'], way['classes']):
             (results,) = head.predict(features, *given, rescale=True)
         masks = results.masks
         if not way['rle']:
@@ -376,7 +390,7 @@ def measure_soft_nms(options: dict) -> list[dict]:
     clock = Clock(options['device'])
     run, ways = roi_head_run(options, clock), soft_nms_ways(options['cap'])
     found, everything = [], None
-    run(dict(cap=1, chunk=None, rle=True))  # loads what the first use loads
+    run(dict(cap=1, chunk=None, classes=False, rle=True))  # loads what the first use loads
     for name, way in ways.items():
         memory = Memory(options['device'])
         boxes, masks = run(way)

@@ -301,15 +301,15 @@ class Block(nn.Module):
         windows = self.attn(windows, (self.window_size, self.window_size))
         return merge_windows(windows, padded, grid, self.window_size)
 
-    def _residual(self, branch: Tensor, gamma: Tensor | None) -> Tensor:
-        return self.drop_path(branch if gamma is None else gamma * branch)
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+        branch = self.drop_path(branch if gamma is None else gamma * branch)
+        # Windows come as a view of the tokens in order: the sum is what puts them back.
+        return (x.reshape(branch.shape) + branch).reshape(x.shape)
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); ``grid`` (h, w) is needed with windows or relative positions."""
-        branch = self._residual(self._attend(self.norm1(x), grid), self.gamma_1)
-        # Windows come as a view of the tokens in order: the sum is what puts them back.
-        x = (x.reshape(branch.shape) + branch).reshape(x.shape)
-        return x + self._residual(self.mlp(self.norm2(x)), self.gamma_2)
+        x = self._add(x, self._attend(self.norm1(x), grid), self.gamma_1)
+        return self._add(x, self.mlp(self.norm2(x)), self.gamma_2)
 
 
 class EVAVisionTransformer(nn.Module):

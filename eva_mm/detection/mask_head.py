@@ -68,8 +68,31 @@ class EVAMaskHead(FCNMaskHead):
     """mmdet's convolutional mask head with published targets and initialisation.
 
     The last layer starts from a normal distribution of std 0.001
-    (EVA-01/det/detectron2/modeling/roi_heads/mask_head.py).
+    (EVA-01/det/detectron2/modeling/roi_heads/mask_head.py). Loss and masks of a box depend on one
+    class, so that the maps of the others need not be computed: LVIS has 1203.
     """
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Pooled features -> mask logits.
+
+        Args:
+            x: (n, C, s, s).
+            labels: (n,) long, the class of each box; None gives the maps of all K classes.
+
+        Returns:
+            (n, K, 2s, 2s), or (n, 1, 2s, 2s) with labels.
+        """
+        if labels is None or self.class_agnostic:
+            return super().forward(x)
+        for conv in self.convs:
+            x = conv(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+            if self.upsample_method == 'deconv':
+                x = self.relu(x)
+        predictor = self.conv_logits  # one pixel wide
+        logits = torch.einsum('nchw,nc->nhw', x, predictor.weight[labels].flatten(1))
+        return (logits + predictor.bias[labels, None, None])[:, None]
 
     def init_weights(self) -> None:
         """Initialise as the base class, then the predictor."""
@@ -90,3 +113,16 @@ class EVAMaskHead(FCNMaskHead):
             for result, instances in zip(sampling_results, batch_gt_instances)
         ]
         return torch.cat(targets)
+
+    def loss_of_class(
+        self,
+        logits: Tensor,
+        sampling_results: list,
+        batch_gt_instances: list,
+        rcnn_train_cfg: ConfigDict,
+    ) -> Tensor:
+        """Loss of the logits (n, 1, s, s) of each positive proposal's class: a number."""
+        targets = self.get_targets(sampling_results, batch_gt_instances, rcnn_train_cfg)
+        if len(logits) == 0:
+            return logits.sum()
+        return self.loss_mask(logits, targets, logits.new_zeros(len(logits), dtype=torch.long))

@@ -97,7 +97,8 @@ class EVACascadeRoIHead(CascadeRoIHead):
         stage_target_stds: per stage the standard deviations of the box deltas, the inverse of the
             published weights; they tell the stages and make them out of one ``bbox_head``.
         bbox_head: one config; ``bbox_coder.target_stds`` is filled in per stage.
-        mask_head, mask_roi_extractor: one config each; None leaves masks out.
+        mask_head, mask_roi_extractor: one config each, the former of an :class:`EVAMaskHead`;
+            None leaves masks out.
         **kwargs: see :class:`mmdet.models.CascadeRoIHead`. ``test_cfg`` takes ``score_thr``
             (strict), ``nms``, ``max_per_img`` (-1 keeps all, which the published evaluation with
             soft-NMS does; a positive number caps the boxes before the mask head and so bounds its
@@ -178,18 +179,18 @@ class EVACascadeRoIHead(CascadeRoIHead):
         limits = shapes.repeat(1, 2)[rois[:, 0].long()]
         return torch.minimum(boxes.clamp(min=0), limits)
 
-    def _mask_forward(self, x: Features, rois: Tensor) -> Tensor:
-        """Logits (n, K, s, s) of rois (n, 5)."""
+    def _mask_forward(self, x: Features, rois: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (n, K, s, s) of rois (n, 5), or (n, 1, s, s) of their labels (n,)."""
         levels = x[: self.mask_roi_extractor.num_inputs]
-        return self.mask_head(self.mask_roi_extractor(levels, rois))
+        return self.mask_head(self.mask_roi_extractor(levels, rois), labels)
 
     def _mask_loss(
         self, x: Features, samples: list[SamplingResult], gt_instances: InstanceList
     ) -> dict[str, Tensor]:
-        logits = self._mask_forward(x, bbox2roi([s.pos_priors for s in samples]))
-        return self.mask_head.loss_and_target(logits, samples, gt_instances, self.train_cfg[0])[
-            'loss_mask'
-        ]
+        labels = torch.cat([s.pos_gt_labels for s in samples])
+        logits = self._mask_forward(x, bbox2roi([s.pos_priors for s in samples]), labels)
+        loss = self.mask_head.loss_of_class(logits, samples, gt_instances, self.train_cfg[0])
+        return dict(loss_mask=loss)
 
     # ------------------------------------------------------------------------------- testing
 
@@ -297,9 +298,8 @@ class EVACascadeRoIHead(CascadeRoIHead):
         return results_list
 
     def _class_mask_logits(self, x: Features, rois: Tensor, labels: Tensor) -> Tensor:
-        logits = self._mask_forward(x, rois)
-        labels = torch.zeros_like(labels) if self.mask_head.class_agnostic else labels
-        return logits[torch.arange(len(labels), device=labels.device), labels]
+        """Logits (n, s, s) of the labels (n,)."""
+        return self._mask_forward(x, rois, labels)[:, 0]
 
     def _to_image(self, results: InstanceData, meta: dict, rescale: bool) -> InstanceData:
         """Boxes clipped to the image, empty ones dropped, masks pasted."""

@@ -1,12 +1,14 @@
 """Mask targets: polygons in boxes, by hand, where stock mmdet gives something else."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from mmdet.structures.mask import BitmapMasks, PolygonMasks, mask_target
 from mmengine.config import ConfigDict
 
-from eva_mm.detection.mask_head import mask_targets_in_boxes
+from eva_mm.detection.mask_head import EVAMaskHead, mask_targets_in_boxes
 
 from .conftest import square
 
@@ -77,3 +79,44 @@ def test_no_boxes(kind):
     masks = masks if kind == 'polygons' else masks.to_bitmap()
     empty = mask_targets_in_boxes(torch.zeros(0, 4), masks, torch.zeros(0).long(), 28)
     assert empty.shape == (0, 28, 28)
+
+
+def mask_head(**kwargs):
+    torch.manual_seed(0)
+    options = dict(num_convs=2, in_channels=8, conv_out_channels=8, num_classes=7, **kwargs)
+    return EVAMaskHead(loss_mask=dict(type='CrossEntropyLoss', use_mask=True), **options)
+
+
+@pytest.mark.parametrize('upsample', ['deconv', 'bilinear', None])
+def test_maps_of_one_class_are_those_of_all_classes(upsample):
+    head = mask_head(upsample_cfg=dict(type=upsample, scale_factor=2))
+    pooled, labels = torch.randn(5, 8, 14, 14), torch.tensor([0, 6, 3, 3, 5])
+    expected = head(pooled)[torch.arange(5), labels]
+    found = head(pooled, labels)
+    assert found.shape == (5, 1, *expected.shape[1:])
+    torch.testing.assert_close(found[:, 0], expected)
+    assert head(torch.zeros(0, 8, 14, 14), labels[:0]).shape == (0, 1, *expected.shape[1:])
+
+
+def test_a_head_without_classes_has_one_map():
+    head = mask_head(class_agnostic=True)
+    pooled = torch.randn(2, 8, 14, 14)
+    assert torch.equal(head(pooled, torch.tensor([4, 1])), head(pooled))
+
+
+def test_loss_of_one_class_is_that_of_all_classes():
+    """mmdet's own loss, with its gradients; classes without a box get a gradient of zero."""
+    head, boxes = mask_head(), torch.tensor([[2.0, 3, 20, 21], [8, 8, 30, 28]])
+    masks = PolygonMasks([[square(4, 5, 12)], [square(10, 8, 9)]], 40, 40)
+    samples = [SimpleNamespace(pos_priors=boxes, pos_assigned_gt_inds=torch.tensor([0, 1]),
+                               pos_gt_labels=torch.tensor([6, 2]))]  # fmt: skip
+    truth, cfg = [SimpleNamespace(masks=masks)], ConfigDict(mask_size=28)
+    pooled = torch.randn(2, 8, 14, 14)
+    losses = (
+        head.loss_and_target(head(pooled), samples, truth, cfg)['loss_mask']['loss_mask'],
+        head.loss_of_class(head(pooled, samples[0].pos_gt_labels), samples, truth, cfg),
+    )
+    torch.testing.assert_close(losses[0], losses[1])
+    expected, found = (torch.autograd.grad(loss, tuple(head.parameters())) for loss in losses)
+    for own, ref in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, ref)

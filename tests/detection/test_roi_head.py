@@ -174,7 +174,7 @@ def test_pasting():
 def test_head_runs_in_fp32_under_autocast(build, sample, method):
     head = build('coco').roi_head
     seen = []
-    layers = [head.mask_head.conv_logits, *(stage.fc_cls for stage in head.bbox_head)]
+    layers = [head.mask_head, *(stage.fc_cls for stage in head.bbox_head)]
     for layer in layers:
         layer.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     half = tuple(level.bfloat16() for level in pyramid())
