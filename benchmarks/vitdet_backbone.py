@@ -145,7 +145,7 @@ def block_step(size: str, side: int, kind: str, way: str, options: dict) -> dict
 
 
 def measure_blocks(size: str, side: int, options: dict) -> dict[str, dict[str, dict[str, dict]]]:
-    """Measure both kinds of block in this process, memory first, and then time in turn.
+    """Measure both kinds of block in this process: memory of all, and then time, ways in turn.
 
     Returns:
         kind -> pass -> way -> ``seconds`` and ``peak`` in bytes above inputs and weights; a way
@@ -154,32 +154,37 @@ def measure_blocks(size: str, side: int, options: dict) -> dict[str, dict[str, d
     Raises:
         RuntimeError: the ways differ by more than rounding.
     """
-    device, result = options['device'], {}
-    for kind in KINDS:
-        result[kind] = {}
-        runs = {way: block_step(size, side, kind, way, options) for way in WAYS}
-        for part in PASSES:
-            able = [way for way in WAYS if device == 'cuda' or fits(size, side, kind, way, part)]
-            outputs, found = {}, {}
-            for way in able:
-                if options['compile'] and way == 'ours':
-                    runs[way][part]()  # compiles, which is not counted
-                memory = Memory(device)
-                outputs[way] = runs[way][part]()
-                found[way] = dict(peak=memory.peak())
-            _check_agreement(outputs, f'{kind} block of {size}, {side} px, {part}', device)
-            del outputs
-            set_allocator(USUAL)
-            seconds = side_by_side(
-                {way: runs[way][part] for way in able},
-                options['repeats'],
-                device,
-                warm_up=3 if device == 'cuda' else 0,
-            )
-            set_allocator(2**16)
-            for way, taken in seconds.items():
-                found[way]['seconds'] = taken
-            result[kind][part] = found
+    device = options['device']
+    result = {kind: {} for kind in KINDS}
+    runs = {
+        kind: {way: block_step(size, side, kind, way, options) for way in WAYS} for kind in KINDS
+    }
+    for kind, part in itertools.product(KINDS, PASSES):
+        outputs, found = {}, {}
+        for way in WAYS:
+            if device != 'cuda' and not fits(size, side, kind, way, part):
+                continue
+            run = runs[kind][way][part]
+            if options['compile'] and way == 'ours':
+                run()  # compiles, which is not counted
+            memory = Memory(device)
+            outputs[way] = run()
+            found[way] = dict(peak=memory.peak())
+        _check_agreement(outputs, f'{kind} block of {size}, {side} px, {part}', device)
+        result[kind][part] = found
+    del outputs
+    # From here on freed memory is kept for the next call, which would hide peaks.
+    set_allocator(USUAL)
+    for kind, part in itertools.product(KINDS, PASSES):
+        found = result[kind][part]
+        seconds = side_by_side(
+            {way: runs[kind][way][part] for way in found},
+            options['repeats'],
+            device,
+            warm_up=3 if device == 'cuda' else 0,
+        )
+        for way, taken in seconds.items():
+            found[way]['seconds'] = taken
     return result
 
 

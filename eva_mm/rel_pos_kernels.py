@@ -1,7 +1,7 @@
 """Ways to compute attention with decomposed relative positions, and the choice among them.
 
 All compute ``softmax(scale * q k^T + bias) v`` where the bias of query n for the key at (y, x) of
-the grid is ``rows[n, y] + cols[n, x]``, and none holds the N x N scores of a head:
+the grid is ``rows[n, y] + cols[n, x]``, and none holds the N x N scores of all heads:
 
 * ``augmented``: the terms ride as extra channels of q and k through PyTorch's fused attention.
   Works on every device; its width, ``C + h + w``, costs arithmetic.
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 AUTO, FASTEST = 'auto', 'fastest'
 ENV_NAME = 'EVA_MM_ATTENTION'
@@ -70,13 +71,14 @@ def augmented_attention(
 
 # ------------------------------------------------------------------------------------------ blocked
 
-# Scores per thread and block: 1 MiB of float32, which stays in the cache of a core.
-SCORES_PER_THREAD = 2**18
+# Scores per thread and block, 4 MiB of float32: a core's share of the last cache, where products
+# are not yet slowed by short blocks. At most 32 MiB together.
+SCORES_PER_THREAD, MOST_SCORES = 2**20, 2**23
 
 
 def _blocks(H: int, N: int) -> Iterator[tuple[slice, slice]]:
     """Slices of heads and of queries whose scores fit a block."""
-    scores = SCORES_PER_THREAD * torch.get_num_threads()
+    scores = min(SCORES_PER_THREAD * torch.get_num_threads(), MOST_SCORES)
     queries = max(1, min(N, scores // N))
     heads = max(1, min(H, scores // (N * N)))
     for head in range(0, H, heads):
@@ -164,8 +166,8 @@ def blocked_attention(
 ) -> Tensor:
     """Block of queries by block of queries; arguments as of :func:`augmented_attention`.
 
-    The memory beyond inputs and outputs is a few MiB per thread. Half-precision inputs are
-    computed in float32. It can be differentiated once.
+    The memory beyond inputs and outputs is that of a few blocks. Half-precision inputs are computed
+    in float32, in copies. It can be differentiated once.
     """
     return _blocked_forward(q, k, v, rows, cols, scale)
 
@@ -187,6 +189,10 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, scale: fl
 
 @functools.cache
 def _compiled_flex() -> Kernel:
+    import torch._dynamo  # takes a second
+
+    # A graph per shape; past the limit, 8 by default, the explicit form would run in its place.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(_flex, dynamic=False)
 
 
@@ -230,9 +236,10 @@ def use_kernel(name: str) -> Iterator[None]:
     Args:
         name: a key of :data:`KERNELS`; ``'fastest'``: the kernels are timed at the first call of
             each shape, dtype and device, and the fastest serves from then on; ``'auto'`` (the
-            default): blocked on CPUs, augmented elsewhere, but timed on a GPU beyond
+            default): blocked on CPUs, augmented elsewhere, but timed in evaluation on a GPU beyond
             :data:`FLASH_CHANNELS`. Nothing is timed inside compiled graphs and under
-            ``torch.use_deterministic_algorithms``.
+            ``torch.use_deterministic_algorithms``. With activation checkpointing the backward pass
+            has to be inside the statement too, since it computes attention again.
 
     Raises:
         ValueError: another name.
@@ -251,32 +258,55 @@ def _auto(q: Tensor) -> str:
 
 
 def _is_timed(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether the choice is by the clock: on request, and where flash kernels end."""
+    """Whether the choice is by the clock: on request, and where flash kernels end.
+
+    The latter in evaluation only, so that a resumed training goes on with the same kernel.
+    """
     q, _, _, rows, cols = tensors
     wide = q.shape[-1] + rows.shape[-1] + cols.shape[-1] > FLASH_CHANNELS
-    if _chosen != FASTEST and not (_chosen == AUTO and wide and q.is_cuda):
+    slow = wide and q.is_cuda and not torch.is_grad_enabled()
+    if _chosen != FASTEST and not (_chosen == AUTO and slow):
         return False
-    # While a graph is traced nothing can be timed, and a choice by time differs between runs.
-    untimed = torch.compiler.is_compiling() or q.is_meta
+    # While a graph is traced or shapes are reckoned with nothing can be timed, and a choice by
+    # time differs between runs.
+    untimed = torch.compiler.is_compiling() or q.is_meta or isinstance(q, FakeTensor)
     return not (untimed or torch.are_deterministic_algorithms_enabled())
 
 
-def _time_of(name: str, tensors: tuple[Tensor, ...], scale: float, grad: bool) -> float:
-    """Seconds of a call, with its backward pass if ``grad``; infinite where the kernel fails."""
+def _run(name: str, tensors: tuple[Tensor, ...], scale: float, grad: bool) -> tuple[Tensor, ...]:
+    """Output of a kernel, with the gradients of its sum if ``grad``."""
+    with torch.set_grad_enabled(grad):
+        out = KERNELS[name](*tensors, scale)
+        gradients = torch.autograd.grad(out.sum(), tensors) if grad else ()
+    return out.detach(), *gradients
+
+
+def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    bound = 1e-3 if found[0].dtype in (torch.float32, torch.float64) else 0.1
+    pairs = [(a.double(), b.double()) for a, b in zip(found, expected)]
+    return all(bool((a - b).norm() <= bound * b.norm() + 1e-3) for a, b in pairs)
+
+
+def _time_of(
+    name: str,
+    tensors: tuple[Tensor, ...],
+    scale: float,
+    grad: bool,
+    expected: tuple[Tensor, ...] | None,
+) -> float:
+    """Seconds of a call, with its backward pass if ``grad``.
+
+    Infinite where the kernel fails or gives something else than ``expected``.
+    """
     wait = torch.cuda.synchronize if tensors[0].is_cuda else lambda: None
-
-    def call() -> None:
-        with torch.set_grad_enabled(grad):
-            out = KERNELS[name](*tensors, scale)
-            if grad:
-                torch.autograd.grad(out, tensors, torch.ones_like(out))
-
     try:
-        call()
+        found = _run(name, tensors, scale, grad)
+        if expected is not None and not _agree(found, expected):
+            raise RuntimeError('its result is another one')
         wait()
         start = time.perf_counter()
         for _ in range(3):
-            call()
+            _run(name, tensors, scale, grad)
         wait()
     except Exception as error:  # whatever a compiler or a kernel's limits may raise
         logger.warning('attention kernel %s does not serve here: %s', name, error)
@@ -291,9 +321,15 @@ def _measured(tensors: tuple[Tensor, ...], scale: float) -> str:
     shapes = tuple(tuple(t.shape) for t in tensors)
     key = (q.device, q.dtype, shapes, grad)
     if key not in _fastest:
-        candidates = [name for name in KERNELS if name != 'flex' or q.is_cuda]
+        usual = _auto(q)
+        others = [name for name in KERNELS if name != usual and (name != 'flex' or q.is_cuda)]
         inputs = tuple(t.detach().requires_grad_(grad) for t in tensors)
-        times = {name: _time_of(name, inputs, scale, grad) for name in candidates}
+        # Hooks of activation checkpointing would take the trials for a part of its block.
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            expected = _run(usual, inputs, scale, grad)
+            times = {usual: _time_of(usual, inputs, scale, grad, None)}
+            for name in others:
+                times[name] = _time_of(name, inputs, scale, grad, expected)
         _fastest[key] = min(times, key=times.get)
         told = ', '.join(f'{name} {1e3 * seconds:.2f} ms' for name, seconds in times.items())
         logger.info('attention of %s, %s, on %s: %s', shapes[0], q.dtype, q.device, told)

@@ -112,14 +112,14 @@ class DropPath(nn.Module):
         self._drops = rate > 0
         # A tensor, so that one compiled graph serves the blocks of every rate; on the CPU, where it
         # acts as a number on any device.
-        self._keep = torch.tensor(1 - rate, device='cpu')
+        self._keep = torch.tensor(1 - rate, dtype=torch.float32, device='cpu')
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; the first axis is the sample."""
         if not (self.training and self._drops):
             return x
         shape = (len(x),) + (1,) * (x.ndim - 1)
-        mask = torch.rand(shape, device=x.device) < self._keep
+        mask = torch.rand(shape, dtype=torch.float32, device=x.device) < self._keep
         # Divided, not multiplied by 1 / keep, which bf16 would round to a biased factor.
         return x.div(self._keep) * mask
 

@@ -104,8 +104,10 @@ def test_blocks_are_a_sound_operator():
     torch.library.opcheck(torch.ops.eva_mm.rel_pos_attention, (*qkv.unbind(0), *inputs[3:], 0.5))
 
 
-def test_blocks_hold_no_score_matrix():
+def test_blocks_hold_no_score_matrix(monkeypatch):
     """Not even of one head: what is allocated stays below N x N."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    monkeypatch.setattr(rel_pos_kernels, 'SCORES_PER_THREAD', 2**18)
     inputs = random_inputs((48, 48), channels=8, batch=1, heads=1)  # 21 MB of scores
     biggest = 0
 
@@ -120,8 +122,17 @@ def test_blocks_hold_no_score_matrix():
 
     with Watch():
         rel_pos_kernels._blocked_forward._init_fn(*(t.detach() for t in inputs), SCALE)
-    most = 4 * rel_pos_kernels.SCORES_PER_THREAD * torch.get_num_threads()
-    assert biggest <= most < 4 * 48**4
+    assert biggest <= 4 * 2 * 2**18 < 4 * 48**4
+
+
+def test_many_threads_share_a_bounded_block(monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 128)
+    sizes = [
+        (heads.stop - heads.start) * (queries.stop - queries.start) * 9216
+        for heads, queries in rel_pos_kernels._blocks(16, 9216)
+    ]
+    assert max(sizes) <= rel_pos_kernels.MOST_SCORES < 9216**2
+    assert len(sizes) == 16 * 11  # ten blocks of 910 queries and a short one
 
 
 # ---------------------------------------------------------------------------------------- blocks
@@ -163,9 +174,11 @@ def test_block_equals_its_explicit_form(grid, window, name, dtype, recomputed):
     expected, reference = step(baseline, grid, dtype, False)
     bound = 1e-5 if dtype == torch.float32 else 0.02
     assert relative_error(out, expected) < bound
-    for own, ref in zip(gradients, reference):
-        # Of one key alone the softmax is 1: the tables' gradients are rounding.
-        assert (own - ref).norm() <= bound * ref.norm() + 10 * bound
+    alone = grid == (1, 1) and not window  # one key: its softmax is 1, the rest is rounding
+    for own, ref in zip(gradients, reference, strict=True):
+        assert (own - ref).norm() <= (2 if dtype == torch.bfloat16 else 1) * bound * ref.norm() + (
+            10 * bound if alone else 1e-4
+        )
 
 
 # ---------------------------------------------------------------------------------------- choice
@@ -203,8 +216,8 @@ def test_the_fastest_is_timed_once_per_shape(monkeypatch, caplog):
             choose_kernel(tuple(random_inputs((2, 2))), SCALE)
         choose_kernel(tuple(random_inputs((2, 3))), SCALE)
     assert first == ['augmented'] * 3
-    assert timed == ['augmented', 'blocked'] * 3
-    assert 'augmented 1000.00 ms, blocked 2000.00 ms' in caplog.text
+    assert timed == ['blocked', 'augmented'] * 3
+    assert 'blocked 2000.00 ms, augmented 1000.00 ms' in caplog.text
 
 
 def test_a_kernel_that_fails_is_never_the_fastest(monkeypatch, caplog):
@@ -213,13 +226,13 @@ def test_a_kernel_that_fails_is_never_the_fastest(monkeypatch, caplog):
     def broken(*args):
         raise RuntimeError('no such device function')
 
-    monkeypatch.setitem(KERNELS, 'blocked', broken)
+    monkeypatch.setitem(KERNELS, 'augmented', broken)
     inputs = tuple(random_inputs((2, 2)))
     with use_kernel('fastest'):
-        assert choose_kernel(inputs, SCALE) == 'augmented'
+        assert choose_kernel(inputs, SCALE) == 'blocked'
         out, _ = with_gradients(rel_pos_attention, inputs)
     assert relative_error(out, explicit_attention(*inputs, SCALE)) < 1e-5
-    assert 'blocked does not serve here: no such device function' in caplog.text
+    assert 'augmented does not serve here: no such device function' in caplog.text
 
 
 def test_deterministic_runs_choose_without_a_clock(monkeypatch):
@@ -231,7 +244,10 @@ def test_deterministic_runs_choose_without_a_clock(monkeypatch):
 
 @pytest.mark.parametrize(('side', 'expected'), [(80, 'augmented'), (96, 'timed')])
 def test_a_gpu_times_what_no_flash_kernel_takes(monkeypatch, side, expected):
-    """88 channels with 80 rows and columns (1280 px) are 248, with 96 (1536 px) 280."""
+    """88 channels with 80 rows and columns (1280 px) are 248, with 96 (1536 px) 280.
+
+    In evaluation: a training that is resumed must not meet another kernel.
+    """
     monkeypatch.setattr(rel_pos_kernels, '_measured', lambda *args: 'timed')
     q, rows = (
         SimpleNamespace(
@@ -239,9 +255,41 @@ def test_a_gpu_times_what_no_flash_kernel_takes(monkeypatch, side, expected):
         )
         for width in (88, side)
     )
-    assert choose_kernel((q, q, q, rows, rows), SCALE) == expected
-    with use_kernel('augmented'):
-        assert choose_kernel((q, q, q, rows, rows), SCALE) == 'augmented'
+    assert choose_kernel((q, q, q, rows, rows), SCALE) == 'augmented'
+    with torch.no_grad():
+        assert choose_kernel((q, q, q, rows, rows), SCALE) == expected
+        with use_kernel('augmented'):
+            assert choose_kernel((q, q, q, rows, rows), SCALE) == 'augmented'
+
+
+def test_timing_inside_a_recomputed_block(monkeypatch, caplog):
+    """Trials keep tensors for backward passes of their own, which are none of the block's."""
+    monkeypatch.setattr(rel_pos_kernels, '_fastest', {})
+    block, baseline = block_and_baseline((6, 6), 0)
+    with use_kernel('fastest'):
+        out, gradients = step(block, (6, 6), torch.float32, True)
+    expected, reference = step(baseline, (6, 6), torch.float32, False)
+    assert caplog.text == ''
+    assert len(rel_pos_kernels._fastest) == 1
+    assert relative_error(out, expected) < 1e-5
+    for own, ref in zip(gradients, reference, strict=True):
+        assert relative_error(own, ref) < 1e-4
+
+
+def test_shapes_alone_are_not_timed(monkeypatch):
+    """A dry run reckons with them."""
+    monkeypatch.setattr(rel_pos_kernels, '_measured', lambda *args: pytest.fail('timed'))
+    with use_kernel('fastest'), torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        inputs = [mode.from_tensor(t.detach()) for t in random_inputs((2, 2))]
+        assert choose_kernel(tuple(inputs), SCALE) == 'blocked'
+
+
+def test_a_kernel_with_another_result_is_never_the_fastest(monkeypatch, caplog):
+    monkeypatch.setattr(rel_pos_kernels, '_fastest', {})
+    monkeypatch.setitem(KERNELS, 'augmented', lambda q, *args: 1.01 * KERNELS['blocked'](q, *args))
+    with use_kernel('fastest'):
+        assert choose_kernel(tuple(random_inputs((2, 2))), SCALE) == 'blocked'
+    assert 'augmented does not serve here: its result is another one' in caplog.text
 
 
 def test_an_unknown_kernel_is_refused():

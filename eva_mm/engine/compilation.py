@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
@@ -32,7 +31,9 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 def compile_blocks(
     model: nn.Module, options: Mapping[str, Any] | None = None, forward_only: bool = False
 ) -> int:
-    """Compile each of :func:`transformer_blocks`, in place; names of parameters stay.
+    """Compile those of :func:`transformer_blocks` that are not yet, in place.
+
+    Names of parameters stay.
 
     Args:
         model: whose blocks they are.
@@ -41,15 +42,23 @@ def compile_blocks(
             such a model would run the original's blocks.
 
     Returns:
-        The number of blocks.
+        The number of blocks that were compiled.
     """
-    blocks = transformer_blocks(model)
-    for block in blocks:
+    import torch._dynamo  # takes a second
+
+    # Blocks share one function, of which there are graphs for windows and whole maps, training and
+    # evaluation, frozen blocks, and shapes; past the limit, 8 by default, they would run eagerly.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    number = 0
+    for block in transformer_blocks(model):
+        if block._compiled_call_impl is not None or 'forward' in vars(block):
+            continue
         if forward_only:
             block.forward = torch.compile(block.forward, **(options or {}))
         else:
             block.compile(**(options or {}))
-    return len(blocks)
+        number += 1
+    return number
 
 
 def enable_compilation(cfg: Config) -> None:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from eva_mm.engine import launch, processes, saving
+from eva_mm.engine.compilation import transformer_blocks
 from eva_mm.pretraining.model import EVAForMIM
 from eva_mm.vit import EVAVisionTransformer, ViTSize
 from tests.engine.exact_task import exact_config_text
@@ -85,6 +86,9 @@ EVA = {
     'optim_wrapper.paramwise_cfg': dict(layer_decay=0.9, no_decay=dict(one_dim=True)),
 }
 
+COMPILED = {
+    'custom_hooks': [dict(type='LossRecorder'), dict(type='CompileBlocksHook', backend='eager')]
+}
 MIM = EVA | {'model': dict(_delete_=True, type='TinyMIM')}
 
 
@@ -123,6 +127,19 @@ def facts(runner: Runner) -> dict:
             for block in blocks
         ),
         grad_norms=grad_norms(runner),
+        compiled=compiled(runner),
+    )
+
+
+def compiled(runner: Runner) -> dict[str, int]:
+    """Blocks whose forward pass, and whose whole call, is compiled; those of the teacher."""
+    blocks = transformer_blocks(runner.model)
+    teacher = getattr(runner.model, 'teacher', None)
+    return dict(
+        forward=sum('forward' in vars(block) for block in blocks),
+        call=sum(block._compiled_call_impl is not None for block in blocks),
+        teacher=teacher
+        and sum(b._compiled_call_impl is not None for b in transformer_blocks(teacher)),
     )
 
 

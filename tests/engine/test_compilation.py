@@ -3,18 +3,19 @@
 import copy
 import re
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from eva_mm.engine.compilation import compile_blocks, enable_compilation, transformer_blocks
+from eva_mm.engine.compilation import compile_blocks, enable_compilation
 from eva_mm.engine.hooks import CompileBlocksHook
 from eva_mm.errors import UsageError
 from eva_mm.vit import Block, EVAVisionTransformer, ViTSize
 
-from ..helpers import load_config, relative_error
+from ..helpers import relative_error
 
 SIZE = ViTSize(depth=6, embed_dim=32, num_heads=2, mlp_dim=48, patch_size=16)
 
@@ -60,6 +61,26 @@ def test_blocks_of_every_rate_share_their_graphs():
     step(model)
     step(model, seed=2)
     assert counter.frame_count == 3
+    assert compile_blocks(model) == 0, 'twice'
+
+
+def test_all_that_a_run_meets_is_compiled():
+    """Frozen blocks, training and evaluation, two sizes: more graphs than PyTorch allows itself."""
+    counter = CompileCounter()
+    model = build(drop_path_rate=0.5)
+    for block in model.blocks[:3]:
+        block.requires_grad_(False)
+    compile_blocks(model, dict(backend=counter, fullgraph=True))
+    ran = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda *args: ran.append(torch.compiler.is_compiling()))
+    for side in (64, 96):
+        image = torch.randn(2, 3, side, side)
+        model.train().forward_intermediates(image, [-1])[0].sum().backward()
+        with torch.no_grad():
+            model.eval().forward_intermediates(image, [-1])
+    assert counter.frame_count > 8
+    assert all(ran), 'a block ran eagerly'
 
 
 def test_names_stay_and_copies_run_their_own_weights():
@@ -156,36 +177,6 @@ def test_no_block_breaks_its_graph(task):
     assert 0 < counter.frame_count <= 6
 
 
-class Messages:
-    """What a hook sees of a Runner."""
-
-    def __init__(self, model, **cfg):
-        self.model, self.cfg, self.world_size, self.texts = model, Config(cfg), 1, []
-        self.logger = self
-
-    def info(self, text):
-        self.texts.append(text)
-
-
-def test_a_teacher_is_compiled_with_its_student():
-    pytest.importorskip('open_clip')
-    from mmengine.registry import MODELS
-
-    import eva_mm.pretraining  # noqa: F401  registers the models
-
-    from ..pretraining.small import small_options
-
-    cfg = load_config('pretrain/eva_g_merged30m', scope='mmengine')
-    cfg.merge_from_dict(dict(model=small_options('eva_g')))
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    runner = Messages(model)
-    CompileBlocksHook(backend='eager').before_run(runner)
-    assert runner.texts == ['torch.compile: 5 blocks, at the first passes']
-    blocks = [*transformer_blocks(model), *transformer_blocks(model.teacher)]
-    assert all(block._compiled_call_impl is not None for block in blocks)
-
-
 # ------------------------------------------------------------------------------------ the options
 
 
@@ -203,4 +194,4 @@ def test_mistakes_are_named():
     with pytest.raises(UsageError, match=re.escape('--compile compiles blocks, but')):
         enable_compilation(Config(dict(compile=True)))
     with pytest.raises(UsageError, match='nothing to compile: Linear has no blocks'):
-        CompileBlocksHook().before_run(Messages(torch.nn.Linear(1, 1)))
+        CompileBlocksHook().before_train(SimpleNamespace(model=torch.nn.Linear(1, 1)))

@@ -27,7 +27,7 @@ from eva_mm.errors import InputError, UsageError
 from eva_mm.zoo.sharded import read_index, read_tensors
 from tests.engine import sharded_task
 from tests.engine.exact_task import SEED, environment, read_losses
-from tests.engine.sharded_task import EVA, MIM
+from tests.engine.sharded_task import COMPILED, EVA, MIM
 from tests.helpers import free_port, relative_error
 from tests.toy_task import make_data
 
@@ -294,7 +294,7 @@ RUNS = dict(
     one_two=HALF,
     eva_two=EVA | HALF | {'model.activation_checkpointing': True, 'model.poisoned': 3},
     amp_two=EVA | HALF,
-    mim_two=MIM | HALF,
+    mim_two=MIM | HALF | COMPILED,
     accumulated_two=EVA | {'train_dataloader.batch_size': 1, 'compile.backend': 'eager'},
     apart=EVA | HALF,
 )
@@ -435,6 +435,19 @@ def test_masked_image_modelling_in_shards(folder, two):
     assert names == safe_load(folder / 'mim' / 'iter_10.pth')['state_dict'].keys()
     assert 'mask_token' in names
     assert not any('teacher' in name for name in names)
+    # Among several processes hooks that put weights together stay outside of what is compiled.
+    for fact in two['mim_two']:
+        assert fact['compiled'] == dict(forward=2, call=0, teacher=1)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_compiled_with_its_student(folder):
+    """Under the plain Runner its weights, and blocks, are there later than the student's."""
+    alone(folder, 'mim_plain', MIM, strategy=None)
+    runner = alone(folder, 'mim_compiled', MIM | COMPILED, strategy=None)
+    assert sharded_task.compiled(runner) == dict(forward=0, call=2, teacher=1)
+    expected = losses(folder, 'mim_plain')
+    assert losses(folder, 'mim_compiled') == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
