@@ -192,11 +192,13 @@ CHECKS = (('inference', 'base', 1024), ('training', 'base', 512))
 
 def check_table(checks=CHECKS) -> Table:
     """Estimates beside measured peaks of the same, in fp32 on the CPU."""
+    from eva_mm.rel_pos_kernels import use_kernel
+
     rows = []
     for mode, size, side in checks:
-        estimated = {'inference': estimate_inference, 'training': estimate_training}[mode](
-            size, side
-        )
+        estimate = {'inference': estimate_inference, 'training': estimate_training}[mode]
+        with use_kernel('blocked'):  # the processor's
+            estimated = estimate(size, side)
         measured = in_child('detector_memory', mode, size, str(side))['peak']
         rows.append(
             (mode, size, side, f'{estimated / GIB:.2f}', f'{measured / GIB:.2f}',

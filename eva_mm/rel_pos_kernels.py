@@ -236,10 +236,11 @@ def use_kernel(name: str) -> Iterator[None]:
     Args:
         name: a key of :data:`KERNELS`; ``'fastest'``: the kernels are timed at the first call of
             each shape, dtype and device, and the fastest serves from then on; ``'auto'`` (the
-            default): blocked on CPUs, augmented elsewhere, but timed in evaluation on a GPU beyond
-            :data:`FLASH_CHANNELS`. Nothing is timed inside compiled graphs and under
-            ``torch.use_deterministic_algorithms``. With activation checkpointing the backward pass
-            has to be inside the statement too, since it computes attention again.
+            default): blocked on CPUs, augmented elsewhere (and for fake tensors, which stand for
+            a GPU's), but timed in evaluation on a GPU beyond :data:`FLASH_CHANNELS`. Nothing is
+            timed inside compiled graphs and under ``torch.use_deterministic_algorithms``. With
+            activation checkpointing the backward pass has to be inside the statement too, since it
+            computes attention again.
 
     Raises:
         ValueError: another name.
@@ -253,8 +254,9 @@ def use_kernel(name: str) -> Iterator[None]:
 
 
 def _auto(q: Tensor) -> str:
-    # benchmarks/RESULTS.md, `attention`.
-    return 'blocked' if q.device.type == 'cpu' else 'augmented'
+    # benchmarks/RESULTS.md, `attention`. Shapes alone stand for a GPU: its memory is reckoned.
+    on_cpu = q.device.type == 'cpu' and not isinstance(q, FakeTensor)
+    return 'blocked' if on_cpu else 'augmented'
 
 
 def _is_timed(tensors: tuple[Tensor, ...]) -> bool:

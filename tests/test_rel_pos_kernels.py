@@ -277,11 +277,28 @@ def test_timing_inside_a_recomputed_block(monkeypatch, caplog):
 
 
 def test_shapes_alone_are_not_timed(monkeypatch):
-    """A dry run reckons with them."""
+    """A dry run reckons with them, for a GPU."""
     monkeypatch.setattr(rel_pos_kernels, '_measured', lambda *args: pytest.fail('timed'))
     with use_kernel('fastest'), torch._subclasses.fake_tensor.FakeTensorMode() as mode:
         inputs = [mode.from_tensor(t.detach()) for t in random_inputs((2, 2))]
-        assert choose_kernel(tuple(inputs), SCALE) == 'blocked'
+        assert choose_kernel(tuple(inputs), SCALE) == 'augmented'
+
+
+def test_compiled_graphs_of_a_cpu_hold_its_kernel():
+    """Though they are traced by fake tensors."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    inputs = [t.detach() for t in random_inputs((2, 2))]
+    compiled = torch.compile(rel_pos_attention, backend=keep, fullgraph=True)
+    assert relative_error(compiled(*inputs, SCALE), explicit_attention(*inputs, SCALE)) < 1e-5
+    (targets,) = graphs
+    assert any('rel_pos_attention' in target for target in targets)
+    assert not any('scaled_dot_product' in target for target in targets)
 
 
 def test_a_kernel_with_another_result_is_never_the_fastest(monkeypatch, caplog):

@@ -95,6 +95,7 @@ def test_saved_results_are_evaluated_without_a_model(trained, tmp_path):
     assert 'toy/classes: 2' in text
 
 
+@pytest.mark.slow
 def test_compiled_training_and_test(trained):
     folder, _ = trained
     short = ('--cfg-options', 'train_cfg.max_iters=2', 'param_scheduler=None')

@@ -84,15 +84,20 @@ class EVAMaskHead(FCNMaskHead):
         """
         if labels is None or self.class_agnostic:
             return super().forward(x)
+        predictor = self.conv_logits
+        if type(predictor) is not torch.nn.Conv2d or predictor.kernel_size != (1, 1):
+            chosen = torch.arange(len(labels), device=labels.device), labels
+            return super().forward(x)[chosen][:, None]
         for conv in self.convs:
             x = conv(x)
         if self.upsample is not None:
             x = self.upsample(x)
             if self.upsample_method == 'deconv':
                 x = self.relu(x)
-        predictor = self.conv_logits  # one pixel wide
         logits = torch.einsum('nchw,nc->nhw', x, predictor.weight[labels].flatten(1))
-        return (logits + predictor.bias[labels, None, None])[:, None]
+        if predictor.bias is not None:
+            logits = logits + predictor.bias[labels, None, None]
+        return logits[:, None]
 
     def init_weights(self) -> None:
         """Initialise as the base class, then the predictor."""

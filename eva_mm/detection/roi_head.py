@@ -21,6 +21,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .mask_head import EVAMaskHead
 from .precision import heads_in_fp32
 from .rle import encode_region
 from .task_modules import clip_boxes, nonempty
@@ -120,9 +121,17 @@ class EVACascadeRoIHead(CascadeRoIHead):
         super().init_bbox_head(bbox_roi_extractor, heads)
 
     def init_mask_head(self, mask_roi_extractor: ConfigType, mask_head: ConfigType) -> None:
-        """Build the one mask head."""
+        """Build the one mask head.
+
+        Raises:
+            TypeError: it is no :class:`EVAMaskHead`.
+        """
         self.mask_roi_extractor = MODELS.build(mask_roi_extractor)
         self.mask_head = MODELS.build(mask_head)
+        if not isinstance(self.mask_head, EVAMaskHead):
+            raise TypeError(
+                f'mask_head.type should be EVAMaskHead, got {type(self.mask_head).__name__}'
+            )
 
     # ------------------------------------------------------------------------------ training
 

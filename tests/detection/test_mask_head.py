@@ -87,9 +87,18 @@ def mask_head(**kwargs):
     return EVAMaskHead(loss_mask=dict(type='CrossEntropyLoss', use_mask=True), **options)
 
 
-@pytest.mark.parametrize('upsample', ['deconv', 'bilinear', None])
-def test_maps_of_one_class_are_those_of_all_classes(upsample):
-    head = mask_head(upsample_cfg=dict(type=upsample, scale_factor=2))
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(upsample_cfg=dict(type='bilinear', scale_factor=2)),
+        dict(upsample_cfg=dict(type=None)),
+        dict(predictor_cfg=dict(type='NormedConv2d', temperature=20)),
+        dict(predictor_cfg=dict(type='Conv', bias=False)),
+    ],
+)
+def test_maps_of_one_class_are_those_of_all_classes(options):
+    head = mask_head(**options)
     pooled, labels = torch.randn(5, 8, 14, 14), torch.tensor([0, 6, 3, 3, 5])
     expected = head(pooled)[torch.arange(5), labels]
     found = head(pooled, labels)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmdet.structures.bbox import bbox2roi
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from eva_mm.detection.roi_head import maskness, paste_masks
@@ -204,3 +205,14 @@ def test_a_stage_without_boxes_still_has_all_its_terms(build, sample, monkeypatc
     sum(v for name, v in losses.items() if 'loss' in name).backward()
     without = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
+
+
+def test_a_stock_mask_head_is_refused(build):
+    config = ConfigDict(type='FCNMaskHead', loss_mask=dict(type='CrossEntropyLoss', use_mask=True))
+    roi_head = build('coco').roi_head
+    extractor = dict(
+        type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=14),
+        out_channels=16, featmap_strides=[4],
+    )  # fmt: skip
+    with pytest.raises(TypeError, match='should be EVAMaskHead, got FCNMaskHead'):
+        roi_head.init_mask_head(extractor, config)
