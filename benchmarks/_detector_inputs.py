@@ -6,6 +6,8 @@ give, while the layers that would make them run all the same.
 
 from __future__ import annotations
 
+import functools
+
 OBJECTS = 12
 PROPOSALS = 1000
 
@@ -88,16 +90,18 @@ def give_scores(roi_head, per_box: int, floor: float, least: float) -> None:
     """Let some classes of each box score, evenly from ``least`` on, and the others ``floor``."""
     import torch
 
-    inner, generator = roi_head._class_probs, torch.Generator().manual_seed(2)
+    inner = roi_head._class_probs
+
+    @functools.cache  # drawn in a step that does not count
+    def draw(boxes, columns, device):
+        generator = torch.Generator().manual_seed(2)
+        classes = torch.rand(boxes, columns - 1, generator=generator).topk(per_box).indices
+        scores = torch.rand(boxes, per_box, generator=generator)
+        return classes.to(device), (least + (1 - least) * scores / per_box).to(device)
 
     def known(stage, cls_score):
         probs = torch.full_like(inner(stage, cls_score), floor)
-        size = (len(probs), per_box)
-        classes = torch.rand(len(probs), probs.shape[1] - 1, generator=generator.manual_seed(2))
-        scores = least + (1 - least) * torch.rand(size, generator=generator) / per_box
-        return probs.scatter_(
-            1, classes.topk(per_box).indices.to(probs.device), scores.to(probs.device)
-        )
+        return probs.scatter_(1, *draw(*probs.shape, probs.device))
 
     roi_head._class_probs = known
 

@@ -7,10 +7,10 @@ import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.measuring import Memory, side_by_side
+from benchmarks.common import GIB
+from benchmarks.measuring import USUAL, Memory, measure_time, set_allocator, side_by_side
 
 FEW_BLOCKS = (1, 2)  # depths that stand for a deep model
-USUAL = 32 * 2**20  # bytes; the most that glibc raises its threshold to by itself
 SLOW_ON_CPU = 1e12  # FLOPs per sample and training step that a CPU is not kept busy with
 
 
@@ -38,31 +38,41 @@ COMPUTED_NOTE = (
 )
 
 
-def set_allocator(threshold: int) -> None:
-    """Let glibc give freed blocks of more bytes back to the system at once, smaller ones late.
+def autocast_dtype(device: str):
+    """bf16 on a GPU that has it, fp16 on another one, fp32 on a processor."""
+    import torch
 
-    A child gives everything back, which makes peaks exact; but every new tensor then costs page
-    faults that an ordinary run does not have. So memory is measured first, and time then, with
-    :data:`USUAL`.
-    """
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):  # glibc's numbers of the thresholds to map and to trim
-        libc.mallopt(-3, threshold)
-        libc.mallopt(-1, 2 * threshold)
+    if device != 'cuda':
+        return torch.float32
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def precision(device: str) -> contextlib.AbstractContextManager:
-    """bf16 autocast on a GPU, fp32 elsewhere."""
+    """Autocast in :func:`autocast_dtype`."""
     import torch
 
-    cuda = device == 'cuda'
-    return torch.autocast('cuda', torch.bfloat16) if cuda else contextlib.nullcontext()
+    dtype = autocast_dtype(device)
+    return torch.autocast(device, dtype) if device == 'cuda' else contextlib.nullcontext()
+
+
+def told_precision(device: str) -> str:
+    """``'fp32'``, or ``'bfloat16 autocast'``."""
+    name = str(autocast_dtype(device)).removeprefix('torch.')
+    return f'{name} autocast' if device == 'cuda' else 'fp32'
+
+
+def compile_blocks(model) -> None:
+    """Compile each block on its own, as ``tools/train.py --compile`` does."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for block in model.blocks:
+        block.compile()
 
 
 def inference_step(model, inputs, device: str) -> Callable[[], object]:
-    """Forward pass without gradients, under bf16 autocast on a GPU."""
+    """Forward pass without gradients, under autocast on a GPU."""
     import torch
 
     model.eval()
@@ -75,7 +85,7 @@ def inference_step(model, inputs, device: str) -> Callable[[], object]:
 
 
 def training_step(model, inputs, labels, device: str) -> Callable[[], object]:
-    """Forward and backward pass and fused AdamW, under bf16 autocast on a GPU."""
+    """Forward and backward pass and fused AdamW, under autocast on a GPU."""
     import torch
     import torch.nn.functional as F
 
@@ -97,7 +107,9 @@ def training_step(model, inputs, labels, device: str) -> Callable[[], object]:
 def measure_in_turn(
     make_step: Callable[[str, str, int], Callable[[], object]], names: Sequence[str], options: dict
 ) -> dict[str, dict[str, dict[int, dict]]]:
-    """Memory of several variants one after the other, then their speed in turn.
+    """Memory of several variants one after the other, and their speed.
+
+    A processor runs them in turn for the latter, a GPU, which is nobody else's, one by one.
 
     Args:
         make_step: (mode, name, depth) -> function that runs the variant's step once.
@@ -106,37 +118,59 @@ def measure_in_turn(
 
     Returns:
         mode -> name -> depth -> ``seconds`` and ``peak``, bytes above what was held before it was
-        built.
+        built. A variant for which a GPU's memory does not suffice is left out.
     """
+    device, repeats = options['device'], options['repeats']
     result = {mode: {name: {} for name in names} for mode in options['modes']}
     for mode, name, depth in itertools.product(options['modes'], names, options['depths']):
-        peak = _peak(lambda step=(mode, name, depth): make_step(*step), options['device'])
-        result[mode][name][depth] = dict(peak=peak)
+        found = _measure_alone(lambda step=(mode, name, depth): make_step(*step), device, repeats)
+        if found is not None:
+            result[mode][name][depth] = found
+    if device == 'cuda':
+        return result
     set_allocator(USUAL)
     for mode, each in result.items():
         gc.collect()
         variants = itertools.product(names, options['depths'])
         steps = {variant: make_step(mode, *variant) for variant in variants}
-        seconds = side_by_side(steps, options['repeats'], options['device'])
+        seconds = side_by_side(steps, repeats, device)
         del steps
         for (name, depth), taken in seconds.items():
             each[name][depth]['seconds'] = taken
     return result
 
 
-def _peak(make: Callable[[], Callable[[], object]], device: str) -> int:
+def _measure_alone(
+    make: Callable[[], Callable[[], object]], device: str, repeats: int
+) -> dict[str, float] | None:
+    """Peak of a step; on a GPU its seconds too, or None where it has too little memory."""
+    import torch
+
+    try:
+        return _peak(make, device, repeats)
+    except torch.OutOfMemoryError:
+        pass  # outside of this clause the traceback holds the tensors no more
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def _peak(make: Callable[[], Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
     gc.collect()
     memory = Memory(device)
     step = make()
     for _ in range(2):  # AdamW's state is there from the second step on
         step()
-    return memory.peak()
+    found = dict(peak=memory.peak())
+    if device == 'cuda':
+        found['seconds'] = measure_time(step, repeats, device)
+    return found
 
 
 def figures_at_depth(measured: Mapping[str, Mapping], depth: int) -> dict[str, dict[str, float]]:
     """What :func:`measure_in_turn` gave, at one depth: name -> ``seconds`` and ``peak``.
 
-    Depths may be text, as JSON makes them.
+    Depths may be text, as JSON makes them. A name without figures is left out.
     """
     return {
         name: {
@@ -144,7 +178,21 @@ def figures_at_depth(measured: Mapping[str, Mapping], depth: int) -> dict[str, d
             for key in ('seconds', 'peak')
         }
         for name, of_depth in measured.items()
+        if of_depth
     }
+
+
+def comparison(
+    found: Mapping[str, Mapping[str, float]], names: tuple[str, str], samples: int
+) -> list[str]:
+    """Samples/s of two ways and their ratio, peaks in GiB and theirs; empty where there is none."""
+    cells = []
+    given = [found.get(name) for name in names]
+    for make, unit in ((lambda f: samples / f['seconds'], 1), (lambda f: f['peak'], GIB)):
+        values = [None if figures is None else make(figures) for figures in given]
+        cells += ['' if value is None else number(value / unit) for value in values]
+        cells.append('' if None in values else f'{values[0] / values[1]:.2f}')
+    return cells
 
 
 def number(value: float) -> str:

@@ -8,8 +8,17 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks.common import MIB, Table, benchmark
-from benchmarks.measuring import Memory, ceilings_note, in_child, side_by_side, the_device
+from benchmarks._steps import autocast_dtype
+from benchmarks.common import MIB, Table, benchmark, read_names
+from benchmarks.measuring import (
+    USUAL,
+    Memory,
+    ceilings_note,
+    in_child,
+    set_allocator,
+    side_by_side,
+    the_device,
+)
 
 CHANNELS, HEADS = 88, 16
 # Name -> images, grid. A processor gets fewer heads: the explicit form of 16 needs 20 GiB at 96².
@@ -64,35 +73,48 @@ def measure(batch: int, heads: int, grid: tuple[int, int], options: dict) -> dic
         out = kernel(*inputs, scale)
         return torch.autograd.grad(out, inputs, weights)
 
-    result = {}
-    for pass_name, run in dict(forward=forward, training=training).items():
-        runs = {name: lambda k=k, run=run: run(k) for name, k in kernels_of(device).items()}
+    passes, result = dict(forward=forward, training=training), {}
+    for pass_name, run in passes.items():
         expected, memory, difference = None, {}, {}
-        for name, call in runs.items():
-            call()  # what is loaded or compiled at first use is not counted
-            watch = Memory(device)
-            out = call()
+        for name, kernel in kernels_of(device).items():
+            try:
+                run(kernel)  # what is loaded or compiled at first use is not counted
+                watch = Memory(device)
+                out = run(kernel)
+            except RuntimeError as error:  # too little memory, or no compiler for the kernel
+                print(f'{name}, {pass_name}: {error}', file=sys.stderr)
+                continue
             memory[name] = watch.peak()
             expected = out if expected is None else expected
             difference[name] = largest_difference(out, expected)
-        del out, expected
-        seconds = side_by_side(runs, options['repeats'], device)
-        result[pass_name] = dict(seconds=seconds, memory=memory, difference=difference)
+        out = expected = None
+        result[pass_name] = dict(memory=memory, difference=difference)
+    # From here on freed memory is kept for the next call, which would hide peaks.
+    set_allocator(USUAL)
+    for pass_name, run in passes.items():
+        able = result[pass_name]['memory']
+        kernels = {name: kernel for name, kernel in kernels_of(device).items() if name in able}
+        runs = {name: lambda k=kernel, run=run: run(k) for name, kernel in kernels.items()}
+        result[pass_name]['seconds'] = side_by_side(runs, options['repeats'], device)
     return result
 
 
 def rows_of_shape(name: str, result: dict) -> list[tuple]:
     """Rows of the table, a kernel each."""
     rows = []
-    for kernel in result['forward']['seconds']:
+    for kernel in dict.fromkeys(kernel for part in result.values() for kernel in part['seconds']):
         row = [name, kernel]
         for part in result.values():
             seconds, memory = part['seconds'], part['memory']
+            if kernel not in seconds:
+                row += [''] * 4
+                continue
+            both = 'explicit' in seconds
             row += [
                 f'{1e3 * seconds[kernel]:.1f}',
-                f'{seconds["explicit"] / seconds[kernel]:.2f}',
+                f'{seconds["explicit"] / seconds[kernel]:.2f}' if both else '',
                 f'{memory[kernel] / MIB:.0f}',
-                f'{part["difference"][kernel]:.0e}' if kernel != 'explicit' else '',
+                f'{part["difference"][kernel]:.0e}' if both and kernel != 'explicit' else '',
             ]
         rows.append(tuple(row))
     return rows
@@ -101,7 +123,7 @@ def rows_of_shape(name: str, result: dict) -> list[tuple]:
 @benchmark(
     'attention',
     'attention with relative positions: every kernel beside the explicit-score form',
-    shapes=lambda text: tuple(text.split(',')),
+    shapes=read_names,
     heads=int,
     repeats=int,
     dtype=str,
@@ -117,14 +139,12 @@ def attention(
 
     device = the_device()
     heads = heads or (HEADS if device == 'cuda' else 4)
-    dtype = dtype or ('bfloat16' if device == 'cuda' else 'float32')
+    dtype = dtype or str(autocast_dtype(device)).removeprefix('torch.')
     options = dict(device=device, dtype=dtype, repeats=repeats or (20 if device == 'cuda' else 3))
     rows = []
     for name in shapes:
         batch, grid = SHAPES[name]
-        result = in_child(
-            'attention', json.dumps([batch, heads, grid]), json.dumps(options)
-        )  # fmt: skip
+        result = in_child('attention', json.dumps([batch, heads, grid]), json.dumps(options))
         rows += rows_of_shape(name, result)
     passes = [
         (f'{what}, ms', 'times as fast', 'memory, MiB', 'difference')

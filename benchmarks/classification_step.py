@@ -14,15 +14,18 @@ from importlib.util import find_spec
 
 from benchmarks._steps import (
     COMPUTED_NOTE,
+    autocast_dtype,
+    comparison,
+    compile_blocks,
     depths_to_measure,
     figures_at_depth,
     how,
     inference_step,
     measure_in_turn,
-    number,
+    told_precision,
     training_step,
 )
-from benchmarks.common import GIB, Table, benchmark
+from benchmarks.common import Table, benchmark, read_flag, read_names, read_numbers
 from benchmarks.measuring import (
     TERA,
     ceilings_note,
@@ -88,12 +91,6 @@ def check_agreement(size: str, side: int, device: str) -> float:
     if not difference < 1e-4:
         raise RuntimeError(f"ours and timm's differ by {difference} at {size}, {side} px")
     return difference
-
-
-def compile_blocks(model) -> None:
-    """Compile each block on its own."""
-    for block in model.blocks:
-        block.compile()
 
 
 def make_step(whose: str, mode: str, size: str, side: int, depth: int, options: dict):
@@ -162,18 +159,13 @@ def rows_of(size: str, side: int, options: dict, ceiling: float) -> list[tuple]:
     rows = []
     for mode, each in measured.items():
         found = figures_at_depth(each, depth)
-        speed = {whose: batch / figures['seconds'] for whose, figures in found.items()}
-        peak = {whose: figures['peak'] for whose, figures in found.items()}
+        used = 'ours' in found and batch * flops[mode] / found['ours']['seconds'] / ceiling
         rows.append(
             (
                 size, side, batch, mode, how(depths),
-                number(speed['ours']),
-                number(speed['timm']) if 'timm' in speed else '',
-                f'{speed["ours"] / speed["timm"]:.2f}' if 'timm' in speed else '',
-                f'{peak["ours"] / GIB:.2f}',
-                f'{peak["timm"] / GIB:.2f}' if 'timm' in peak else '',
+                *comparison(found, ('ours', 'timm'), batch),
                 f'{flops[mode] / TERA:.2f}',
-                f'{100 * speed["ours"] * flops[mode] / ceiling:.0f} %',
+                f'{100 * used:.0f} %' if used else '',
             )
         )  # fmt: skip
         print(*rows[-1], sep='  ', file=sys.stderr, flush=True)
@@ -183,11 +175,11 @@ def rows_of(size: str, side: int, options: dict, ceiling: float) -> list[tuple]:
 @benchmark(
     'classification_step',
     "images/s, memory and FLOP utilisation of the classifier, beside timm's EVA",
-    sizes=lambda text: tuple(text.split(',')),
-    sides=lambda text: tuple(int(part) for part in text.split(',')),
+    sizes=read_names,
+    sides=read_numbers,
     batch=int,
     repeats=int,
-    compile=lambda text: bool(int(text)),
+    compile=read_flag,
 )
 def classification_step(
     sizes: tuple[str, ...] = SIZES,
@@ -197,11 +189,10 @@ def classification_step(
     compile: bool = False,
 ) -> list[Table]:
     """Table of sizes, image sides and modes on this machine's GPU, or else its processor."""
-    import torch
 
     device = the_device()
     with_timm = find_spec('timm') is not None
-    ceiling, ceilings = ceilings_note(device, torch.bfloat16 if device == 'cuda' else torch.float32)
+    ceiling, ceilings = ceilings_note(device, autocast_dtype(device))
     options = dict(
         device=device,
         batch=batch,
@@ -217,7 +208,7 @@ def classification_step(
     ]
     header = (
         'size', 'side, px', 'batch', 'what', 'how', 'ours, images/s', 'timm, images/s',
-        'times as fast', 'ours, GiB', 'timm, GiB', 'TFLOP per image', 'utilisation, ours',
+        'times as fast', 'ours, GiB', 'timm, GiB', 'of it', 'TFLOP per image', 'utilisation, ours',
     )  # fmt: skip
     notes = _notes(rows, options, ceilings)
     return [Table(header, rows, 'One step of the classifier', notes, ('timm',))]
@@ -226,7 +217,7 @@ def classification_step(
 def _notes(rows: list[tuple], options: dict, ceilings: str) -> list[str]:
     import torch
 
-    precision = 'bf16 autocast' if options['device'] == 'cuda' else 'fp32'
+    precision = told_precision(options['device'])
     compiled = ', each block compiled' if options['compile'] else ''
     notes = [
         f'{precision}{compiled}, {torch.get_num_threads()} threads, patches of {PATCH} px, '
@@ -240,7 +231,8 @@ def _notes(rows: list[tuple], options: dict, ceilings: str) -> list[str]:
         notes.append(
             "timm's is its EVA (for large its ViT, as published) at the same size, image side and "
             'weight names; with the same weights the logits of one block agree, which is checked '
-            'before each run. Both use the fused attention of PyTorch. They run in turn.'
+            'before each run. Both use the fused attention of PyTorch. They run in turn on a '
+            'processor.'
         )
     else:
         notes.append('timm is not installed: its columns are empty.')

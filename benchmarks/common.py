@@ -83,6 +83,21 @@ def benchmark(name: str, summary: str, **options: type) -> Callable:
     return register
 
 
+def read_names(text: str) -> tuple[str, ...]:
+    """``'base,giant'`` of a command line."""
+    return tuple(text.split(','))
+
+
+def read_numbers(text: str) -> tuple[int, ...]:
+    """``'1024,1280'`` of a command line."""
+    return tuple(int(part) for part in text.split(','))
+
+
+def read_flag(text: str) -> bool:
+    """``'0'`` or ``'1'`` of a command line."""
+    return bool(int(text))
+
+
 def device_name() -> str:
     """The GPU, or the processor with the number of cores that this process may use."""
     import torch  # here, so that a child that measures another package's memory can do without

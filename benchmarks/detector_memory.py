@@ -11,7 +11,17 @@ import itertools
 import json
 import sys
 
-from benchmarks.common import GIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+from benchmarks.common import (
+    GIB,
+    Table,
+    benchmark,
+    peak_rss,
+    read_flag,
+    read_names,
+    read_numbers,
+    reset_peak_rss,
+    rss,
+)
 from benchmarks.measuring import in_child
 
 CONFIG = 'coco/eva_cascade'
@@ -212,9 +222,9 @@ def check_table(checks=CHECKS) -> Table:
 @benchmark(
     'detector_memory',
     'peak memory of the cascade detector, inference and training, estimated; two sizes measured',
-    sizes=lambda text: tuple(text.split(',')),
-    sides=lambda text: tuple(int(part) for part in text.split(',')),
-    measured=lambda text: bool(int(text)),
+    sizes=read_names,
+    sides=read_numbers,
+    measured=read_flag,
 )
 def detector_memory(
     sizes: tuple[str, ...] = SIZES, sides: tuple[int, ...] = SIDES, measured: bool = True

@@ -27,9 +27,9 @@ from benchmarks._detector_inputs import (
     make_objects,
     make_proposals,
 )
-from benchmarks._steps import USUAL, at_depth, set_allocator
-from benchmarks.common import GIB, Table, benchmark
-from benchmarks.measuring import Memory, in_child, the_device
+from benchmarks._steps import at_depth
+from benchmarks.common import GIB, Table, benchmark, read_names
+from benchmarks.measuring import USUAL, Memory, in_child, set_allocator, the_device
 
 CONFIG = 'lvis/eva_cascade'
 SOFT_NMS_CONFIG = 'coco/eva_cascade_1536_test_seg'
@@ -450,7 +450,7 @@ def soft_nms_table(options: dict) -> Table:
 @benchmark(
     'detector_step',
     'where the time of a detector goes: a training step, a test image, masks after soft-NMS',
-    sizes=lambda text: tuple(text.split(',')),
+    sizes=read_names,
     side=int,
     masks=int,
     boxes=int,

@@ -16,7 +16,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import MIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+from benchmarks.common import (
+    MIB,
+    Table,
+    benchmark,
+    peak_rss,
+    read_names,
+    read_numbers,
+    reset_peak_rss,
+    rss,
+)
 
 WIDTH, HEIGHT = 640, 480
 LVIS_CATEGORIES, COCO_CATEGORIES = 1203, 80
@@ -259,8 +268,8 @@ def compare(folder: Path, pair: tuple[str, str], iou_type: str, max_dets: int) -
     'evaluation',
     'from saved detections to AP: ours, lvis-api and pycocotools, boxes and masks',
     images=int,
-    detections=lambda text: tuple(int(part) for part in text.split(',')),
-    kinds=lambda text: tuple(text.split(',')),
+    detections=read_numbers,
+    kinds=read_names,
 )
 def evaluation(
     images: int = 500,
@@ -336,7 +345,7 @@ def mask_paths() -> dict:
 @benchmark(
     'mask_output',
     "from the mask head's output to RLE and its pickle, per image",
-    detections=lambda text: tuple(int(part) for part in text.split(',')),
+    detections=read_numbers,
     repeats=int,
 )
 def mask_output(detections: tuple[int, ...] = (300, 1000, 5000), repeats: int = 3) -> list[Table]:

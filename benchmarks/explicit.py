@@ -1,8 +1,8 @@
 """The explicit-score form of the detector's attention: the baseline that ours is held against.
 
 Written plainly from the published detector (EVA-01/det/detectron2/modeling/backbone/vit.py and
-utils.py): windows cut out and put back by copies, an N x N score matrix per head with both
-relative terms added to it, softmax, product with v. It computes what ours computes.
+utils.py): an N x N score matrix per head with both relative terms added to it, softmax, product
+with v. It computes what ours computes, and what is around attention is ours.
 """
 
 from __future__ import annotations

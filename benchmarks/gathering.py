@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import MIB, Table, benchmark
+from benchmarks.common import MIB, Table, benchmark, read_numbers
 from benchmarks.evaluation import (
     HEIGHT,
     LVIS_CATEGORIES,
@@ -101,7 +101,7 @@ def _in_children(folder: Path, metric: str, per_image: int) -> dict:
     'gathering',
     "detections of two processes brought together: ours and mmdet's metric",
     images=int,
-    detections=lambda text: tuple(int(part) for part in text.split(',')),
+    detections=read_numbers,
 )
 def gathering(images: int = 500, detections: tuple[int, ...] = (300, 1000)) -> list[Table]:
     """One table; of LVIS, whose detections of categories that an image does not judge can go."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.common import Table, benchmark
+from benchmarks.common import Table, benchmark, read_names
 from benchmarks.measuring import side_by_side
 
 DETECTION, IMAGENET, VIDEO = 'coco/eva_cascade', 'imagenet/eva_clip_ft_224', 'kinetics/eva_g_k400'
@@ -388,7 +388,7 @@ def step_rows(case: str, steps: dict[str, float]) -> list[tuple]:
     images=int,
     clips=int,
     repeats=int,
-    kinds=lambda text: tuple(text.split(',')),
+    kinds=read_names,
 )
 def input_pipelines(
     images: int = 64, clips: int = 16, repeats: int = 3, kinds: Sequence[str] = KINDS
@@ -409,10 +409,10 @@ def input_pipelines(
         f'textures (JPEG quality 92), polygons of {POINTS} points; clips are MPEG-4 without sound.',
         'Plain: the whole image resized by PIL, then cut, each polygon through shapely by itself; '
         "of the clips, colours by torchvision's ColorJitter. Ours draws the same random numbers "
-        'and gives the same samples to within rounding; OpenCV decodes to the same pixels, draft '
-        'mode to slightly other ones.',
+        'and gives the same samples to within one grey level (clips: three); OpenCV decodes to the '
+        'same pixels, draft mode to slightly other ones.',
         "mmdet: the transforms of its common/lsj-100e_coco-instance.py at 1280 px (OpenCV's "
-        'bilinear filter without antialiasing), cut by crop_type absolute.',
+        'bilinear filter without antialiasing), cut by crop_type absolute; they draw other scales.',
     ]
     return [
         Table(('input', 'pipeline', 'samples/s', 'ms', 'times plain'), speeds,

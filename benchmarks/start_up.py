@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from benchmarks.common import GIB, Table, benchmark
 from benchmarks.measuring import ROOT, Memory, in_child
 
+PACKAGES = ('onedl-mmengine', 'onedl-mmdetection')
 TOOLS = ('train', 'test', 'infer', 'download', 'convert', 'look')
 
 
@@ -55,7 +56,8 @@ def start_table(repeats: int) -> Table:
     found = {name: statistics.median(each) for name, each in seconds.items()}
     rows = [(name, f'{s:.2f}', f'{s - found["python"]:.2f}') for name, s in found.items()]
     notes = [f'Medians of {repeats} processes on the clock, in turn.']
-    return Table(('command', 'seconds', 'above python'), rows, 'Start of a process', notes)
+    header = ('command', 'seconds', 'above python')
+    return Table(header, rows, 'Start of a process', notes, PACKAGES)
 
 
 # ---------------------------------------------------------------------------------------- building
@@ -73,7 +75,7 @@ def builders(size: str) -> dict[str, Callable[[], object]]:
 
     ways = {
         'classifier, initialised': lambda: EVAVisionTransformer(size, num_classes=1000),
-        'classifier, without memory (weights follow)': on_meta,
+        'classifier, on the meta device': on_meta,
     }
     if find_spec('mmdet') is not None:
         ways['detector, initialised'] = lambda: _detector(size)
@@ -113,9 +115,12 @@ def building_table(size: str) -> Table:
         found = in_child('start_up', way, size)
         peak = f'{found["peak"] / GIB:.1f}'
         rows.append((way, f'{found["params"]:,}', f'{found["seconds"]:.1f}', peak))
-    notes = [f'{torch.get_num_threads()} threads, one run each; imports are not in it.']
+    notes = [
+        f'{torch.get_num_threads()} threads, one run each; imports are not in it. load_model and '
+        '--dry-run build on the meta device.'
+    ]
     header = ('what', 'parameters', 'seconds', 'peak, GiB')
-    return Table(header, rows, f'Building a model of size {size}', notes)
+    return Table(header, rows, f'Building a model of size {size}', notes, PACKAGES)
 
 
 @benchmark(

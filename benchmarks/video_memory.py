@@ -11,7 +11,17 @@ import itertools
 import json
 import sys
 
-from benchmarks.common import GIB, Table, benchmark, peak_rss, reset_peak_rss, rss
+from benchmarks.common import (
+    GIB,
+    Table,
+    benchmark,
+    peak_rss,
+    read_flag,
+    read_names,
+    read_numbers,
+    reset_peak_rss,
+    rss,
+)
 from benchmarks.measuring import in_child
 
 CONFIG = 'kinetics/eva_g_k400'
@@ -168,9 +178,9 @@ def check_table(checks=CHECKS) -> Table:
 @benchmark(
     'video_memory',
     'peak memory of the video classifier, inference and training, estimated; two sizes measured',
-    sizes=lambda text: tuple(text.split(',')),
-    frames=lambda text: tuple(int(part) for part in text.split(',')),
-    measured=lambda text: bool(int(text)),
+    sizes=read_names,
+    frames=read_numbers,
+    measured=read_flag,
 )
 def video_memory(
     sizes: tuple[str, ...] = SIZES, frames: tuple[int, ...] = FRAMES, measured: bool = True

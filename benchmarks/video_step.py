@@ -12,15 +12,18 @@ import sys
 
 from benchmarks._steps import (
     COMPUTED_NOTE,
+    autocast_dtype,
+    comparison,
+    compile_blocks,
     depths_to_measure,
     figures_at_depth,
     how,
     inference_step,
     measure_in_turn,
-    number,
+    told_precision,
     training_step,
 )
-from benchmarks.common import GIB, Table, benchmark
+from benchmarks.common import Table, benchmark, read_flag, read_names
 from benchmarks.measuring import (
     TERA,
     ceilings_note,
@@ -94,8 +97,7 @@ def make_step(way: str, mode: str, size: str, depth: int, options: dict):
     device, frames, side = options['device'], options['frames'], options['side']
     model = build(size, frames, side, depth, device, way == 'explicit')
     if options['compile']:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
     model.activation_checkpointing = mode == 'training, recomputed'
     clips = torch.randn(options['batch'], 3, frames, side, side, device=device)
     if mode == 'inference':
@@ -141,17 +143,13 @@ def rows_of(size: str, options: dict, ceiling: float) -> list[tuple]:
     rows = []
     for mode, each in measured.items():
         found = figures_at_depth(each, depth)
-        speed = {way: options['batch'] / figures['seconds'] for way, figures in found.items()}
-        peak = {way: figures['peak'] for way, figures in found.items()}
+        batch = options['batch']
+        used = 'ours' in found and batch * flops[mode] / found['ours']['seconds'] / ceiling
         rows.append(
             (
-                size, mode, how(depths),
-                *(number(speed[way]) for way in WAYS),
-                f'{speed["ours"] / speed["explicit"]:.2f}',
-                *(f'{peak[way] / GIB:.2f}' for way in WAYS),
-                f'{peak["ours"] / peak["explicit"]:.2f}',
+                size, mode, how(depths), *comparison(found, WAYS, batch),
                 f'{flops[mode] / TERA:.2f}',
-                f'{100 * speed["ours"] * flops[mode] / ceiling:.0f} %',
+                f'{100 * used:.0f} %' if used else '',
             )
         )  # fmt: skip
         print(*rows[-1], sep='  ', file=sys.stderr, flush=True)
@@ -161,12 +159,12 @@ def rows_of(size: str, options: dict, ceiling: float) -> list[tuple]:
 @benchmark(
     'video_step',
     'clips/s and memory of the video model, beside attention with its scores written out',
-    sizes=lambda text: tuple(text.split(',')),
+    sizes=read_names,
     frames=int,
     side=int,
     batch=int,
     repeats=int,
-    compile=lambda text: bool(int(text)),
+    compile=read_flag,
 )
 def video_step(
     sizes: tuple[str, ...] = SIZES,
@@ -189,20 +187,21 @@ def video_step(
         compile=compile,
         modes=MODES,
     )
-    ceiling, ceilings = ceilings_note(device, torch.bfloat16 if device == 'cuda' else torch.float32)
+    ceiling, ceilings = ceilings_note(device, autocast_dtype(device))
     rows = [row for size in sizes for row in rows_of(size, options, ceiling)]
     header = (
         'size', 'what', 'how', 'ours, clips/s', 'explicit, clips/s', 'times as fast', 'ours, GiB',
         'explicit, GiB', 'of it', 'TFLOP per clip', 'utilisation, ours',
     )  # fmt: skip
     notes = [
-        f'{"bf16 autocast" if device == "cuda" else "fp32"}{", each block compiled" * compile}, '
+        f'{told_precision(device)}{", each block compiled" * compile}, '
         f'{torch.get_num_threads()} threads, batches of {batch} clips of {frames} x {side} x '
         f'{side} px, all tokens attending to all; noise for clips. Training: forward, backward, '
         'fused AdamW, no drop path; recomputed: each block checkpointed. Memory: the peak above '
         'the start, weights included.',
         'Explicit: the same model with the scores, and their softmax, written to memory. With the '
-        'same weights the logits of one block agree, which is checked before. They run in turn.',
+        'same weights the logits of one block agree, which is checked before. On a '
+        'processor they run in turn.',
         'Utilisation: counted FLOPs (backward included, recomputation not) over the matrix '
         f"product's ceiling. {ceilings}",
     ]

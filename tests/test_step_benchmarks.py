@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     _steps,
+    attention,
     classification_step,
     detector_step,
     start_up,
@@ -20,7 +21,7 @@ from benchmarks import (
     vitdet_backbone,
 )
 from benchmarks.common import REGISTRY
-from benchmarks.measuring import in_child
+from benchmarks.measuring import ceilings_note, in_child
 from eva_mm.vit import get_size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,9 @@ needs_mmdet = pytest.mark.skipif(find_spec('mmdet') is None, reason='needs mmdet
 
 
 def options(**kwargs):
-    return dict(device='cpu', batch=1, repeats=1, compile=False, depths=(1,), **kwargs)
+    return dict(
+        device='cpu', batch=1, repeats=1, compile=False, depths=(1,), profile=False, **kwargs
+    )
 
 
 # ---------------------------------------------------------------------------------- deep from few
@@ -116,7 +119,7 @@ def test_without_timm_its_columns_are_empty(monkeypatch):
     )  # fmt: skip
     (table,) = classification_step.classification_step(sizes=('tiny',), sides=(224,))
     row = dict(zip(table.header, table.rows[0]))
-    assert (row['batch'], row['ours, images/s'], row['ours, GiB']) == (2, '4', '1.00')
+    assert (row['batch'], row['ours, images/s'], row['ours, GiB']) == (2, '4', '1')
     assert row['timm, images/s'] == row['times as fast'] == row['timm, GiB'] == ''
     assert any('timm is not installed' in note for note in table.notes)
 
@@ -194,10 +197,72 @@ def test_blocks_are_measured_with_less_memory_than_their_scores():
         assert found['explicit']['peak'] - found['ours']['peak'] > 4 * heads * tokens**2
 
 
+def test_whole_backbones_are_measured():
+    """As on a GPU, in every pass."""
+    result = vitdet_backbone.measure_backbone('tiny', 64, options())
+    assert list(result) == [*vitdet_backbone.PASSES, vitdet_backbone.RECOMPUTED]
+    for found in result.values():
+        assert set(found) == set(vitdet_backbone.WAYS)
+        assert all(figures['seconds'] > 0 for figures in found.values())
+
+
+def test_too_little_memory_empties_a_cell(monkeypatch):
+    """And the rest of the table is there."""
+
+    def lacking():
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    def make_step(mode, name, depth):
+        return lacking if (mode, name) == ('training', 'explicit') else lambda: None
+
+    monkeypatch.setattr(_steps, 'Memory', lambda device: SimpleNamespace(peak=lambda: 2**30))
+    monkeypatch.setattr(_steps, 'measure_time', lambda *args: 0.5)
+    given = dict(options(modes=('inference', 'training')), device='cuda')
+    result = _steps.measure_in_turn(make_step, ('ours', 'explicit'), given)
+    figures = dict(seconds=0.5, peak=2**30)
+    assert result == dict(
+        inference=dict(ours={1: figures}, explicit={1: figures}),
+        training=dict(ours={1: figures}, explicit={}),
+    )
+    found = _steps.figures_at_depth(result['training'], 1)
+    assert _steps.comparison(found, ('ours', 'explicit'), 2) == ['4', '', '', '1', '', '']
+    assert vitdet_backbone._if_memory_suffices(lacking) is None
+
+
+def test_a_profile_tells_shares():
+    table = vitdet_backbone.profile_table('tiny', 64, options())
+    for kind in vitdet_backbone.KINDS:
+        rows = [row for row in table.rows if row[0] == f'{kind} block']
+        assert 'aten::addmm' in [row[1] for row in rows]
+        assert sum(int(row[3].removesuffix(' %')) for row in rows) == pytest.approx(100, abs=6)
+
+
+def test_attention_is_measured_where_kernels_serve(monkeypatch):
+    def broken(*args):
+        raise RuntimeError('no compiler')
+
+    given = dict(device='cpu', dtype='float32', repeats=1)
+    kernels = attention.kernels_of('cpu')
+    assert list(kernels) == ['explicit', 'augmented', 'blocked']
+    monkeypatch.setattr(attention, 'kernels_of', lambda device: kernels | dict(broken=broken))
+    result = attention.measure(2, 2, (6, 5), given)
+    rows = attention.rows_of_shape('small', result)
+    assert [row[1] for row in rows] == ['explicit', 'augmented', 'blocked']
+    for row in rows[1:]:
+        assert all(float(cell) < 1e-5 for cell in (row[5], row[9]))
+
+
+def test_ceilings_are_measured_elsewhere():
+    flops, note = ceilings_note('cpu', torch.float32)
+    assert flops > 1e9
+    assert 'matrix product in float32' in note
+
+
 def test_ways_that_differ_are_refused():
     x = torch.ones(3)
-    check = vitdet_backbone._check_agreement
-    check(dict(explicit=(x, x), ours=(x, x + 1e-6)), 'a block', 'cpu')
+    check = vitdet_backbone.check_agreement
+    equal = check(dict(explicit=(x, x), ours=(x, x + 1e-6)), 'a block', 'cpu')
+    assert equal == pytest.approx(1e-6, rel=0.1)
     with pytest.raises(RuntimeError, match=r'differ by 0\.00\d+: a block'):
         check(dict(explicit=(x, x), ours=(x, x + 1e-3)), 'a block', 'cpu')
 
@@ -223,12 +288,12 @@ def test_a_backbone_is_the_sum_of_its_blocks(monkeypatch):
         'forward': 6e11, 'forward+backward': 2e12})  # fmt: skip
     rows = vitdet_backbone.rows_of('giant', 1536, options(), 1e11)
     assert [row[5:] for row in rows] == [
-        ('2', '1', '2.00', '1', '1', '1.00', ''),
-        ('7', '3', '2.33', '1', '1', '1.00', ''),
-        ('9', '3', '3.00', '1', '1', '1.00', ''),
-        ('', '8', '', '', '1', '', ''),
-        ('150', '60', '2.50', '', '', '', '10 %'),
-        ('', '170', '', '', '', '', '12 %'),
+        ('2', '1', '2.00', '1', '1', '1.00', '', ''),
+        ('7', '3', '2.33', '1', '1', '1.00', '', ''),
+        ('9', '3', '3.00', '1', '1', '1.00', '', ''),
+        ('', '8', '', '', '1', '', '', ''),
+        ('150', '60', '2.50', '', '', '', '', '10 %'),
+        ('', '170', '', '', '', '', '', '12 %'),
     ]
 
 
@@ -358,7 +423,7 @@ def test_a_model_without_memory_is_built_without_memory():
     params = {found['params'] for way, found in ways.items() if way.startswith('classifier')}
     assert params == {sum(p.numel() for p in start_up.builders('tiny')
                           ['classifier, initialised']().parameters())}  # fmt: skip
-    found = in_child('start_up', 'classifier, without memory (weights follow)', 'giant')
+    found = in_child('start_up', 'classifier, on the meta device', 'giant')
     assert found['params'] == 1_012_555_112
     assert found['peak'] < 2**28 < 4 * found['params']
 
@@ -377,14 +442,17 @@ def test_the_cores_need_pytorch_alone():
     """So that a machine with nothing else can run them."""
     code = (
         'import sys\n'
-        "for name in ('mmengine', 'mmcv', 'mmdet', 'mmaction', 'timm'): sys.modules[name] = None\n"
+        "for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmaction', 'timm', 'cv2',\n"
+        "             'open_clip', 'scipy'): sys.modules[name] = None\n"
         'from benchmarks import classification_step as images, video_step as clips\n'
         'from benchmarks import vitdet_backbone as detector\n'
         "assert clips.check_agreement('tiny', 1, 32, 'cpu') < 1e-5\n"
         "given = dict(device='cpu', batch=1, repeats=1, compile=False, depths=(1,), timm=False,\n"
-        "             modes=('training',))\n"
+        "             modes=('training',), profile=False)\n"
         "images.measure('tiny', 28, given)\n"
         "detector.measure('tiny', 64, given)\n"
+        'from benchmarks import attention\n'
+        "attention.measure(1, 2, (4, 4), dict(given, dtype='float32'))\n"
     )
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 

@@ -220,6 +220,20 @@ def test_window_block_attends_inside_windows_only():
     assert not touched[:, 2:].any()
 
 
+@pytest.mark.parametrize('grid', [(4, 4), (3, 5)])
+def test_window_block_drops_its_branch_for_whole_samples(grid):
+    """Windows of one sample are together, with padding and without."""
+    block = randomized(Block(16, 2, 32, window_size=2, drop_path=0.5, layer_scale=1.0))
+    torch.nn.init.zeros_(block.gamma_2)  # of the MLP
+    x = torch.randn(40, grid[0] * grid[1], 16)
+    branch = block.eval()(x, grid) - x
+    torch.manual_seed(0)
+    scaled = (block.train()(x, grid) - x).flatten(1)
+    kept = scaled.abs().sum(dim=1) > 0
+    assert 5 < kept.sum() < 35
+    torch.testing.assert_close(scaled[kept], 2 * branch.flatten(1)[kept], rtol=1e-4, atol=1e-5)
+
+
 def test_position_embedding_of_another_grid_is_resized_on_loading():
     small = randomized(EVAVisionTransformer('tiny', **TINY))
     large = EVAVisionTransformer('tiny', **{**TINY, 'img_size': 84})
