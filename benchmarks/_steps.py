@@ -64,11 +64,17 @@ def told_precision(device: str) -> str:
 
 def compile_blocks(model) -> None:
     """Compile each block on its own, as ``tools/train.py --compile`` does."""
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    allow_graphs()
     for block in model.blocks:
         block.compile()
+
+
+def allow_graphs() -> None:
+    """Let one function, which all blocks share, have more than 8 graphs; beyond it runs eagerly."""
+    import torch._dynamo
+
+    # Called `recompile_limit` from PyTorch 2.7 on, which keeps this name.
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
 
 
 def inference_step(model, inputs, device: str) -> Callable[[], object]:
@@ -123,7 +129,9 @@ def measure_in_turn(
     device, repeats = options['device'], options['repeats']
     result = {mode: {name: {} for name in names} for mode in options['modes']}
     for mode, name, depth in itertools.product(options['modes'], names, options['depths']):
-        found = _measure_alone(lambda step=(mode, name, depth): make_step(*step), device, repeats)
+        found = _measure_alone(
+            lambda step=(mode, name, depth): make_step(*step), device, repeats, options['compile']
+        )
         if found is not None:
             result[mode][name][depth] = found
     if device == 'cuda':
@@ -141,13 +149,13 @@ def measure_in_turn(
 
 
 def _measure_alone(
-    make: Callable[[], Callable[[], object]], device: str, repeats: int
+    make: Callable[[], Callable[[], object]], device: str, repeats: int, compiled: bool
 ) -> dict[str, float] | None:
     """Peak of a step; on a GPU its seconds too, or None where it has too little memory."""
     import torch
 
     try:
-        return _peak(make, device, repeats)
+        return _peak(make, device, repeats, compiled)
     except torch.OutOfMemoryError:
         pass  # outside of this clause the traceback holds the tensors no more
     gc.collect()
@@ -155,11 +163,16 @@ def _measure_alone(
     return None
 
 
-def _peak(make: Callable[[], Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
+def _peak(
+    make: Callable[[], Callable[[], object]], device: str, repeats: int, compiled: bool
+) -> dict[str, float]:
     gc.collect()
     memory = Memory(device)
     step = make()
     for _ in range(2):  # AdamW's state is there from the second step on
+        step()
+    if compiled:  # which took memory of its own
+        memory.restart()
         step()
     found = dict(peak=memory.peak())
     if device == 'cuda':

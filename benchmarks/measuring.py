@@ -76,6 +76,13 @@ class Memory:
             reset_peak_rss()
             self.start = rss()
 
+    def restart(self) -> None:
+        """Count the peak anew, above the same start."""
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+        else:
+            reset_peak_rss()
+
     def peak(self) -> int:
         """Bytes."""
         held = self.cuda.max_memory_allocated() if self.cuda else peak_rss()

@@ -7,13 +7,21 @@ CPU the backbone is computed from its blocks.
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks._steps import autocast_dtype, compile_blocks, number, precision, told_precision
+from benchmarks._steps import (
+    allow_graphs,
+    autocast_dtype,
+    compile_blocks,
+    number,
+    precision,
+    told_precision,
+)
 from benchmarks.common import GIB, Table, benchmark, read_flag, read_names, read_numbers
 from benchmarks.measuring import (
     USUAL,
@@ -129,6 +137,7 @@ def block_step(size: str, side: int, kind: str, way: str, options: dict) -> dict
     device = options['device']
     block, grid = build_block(size, side, kind, way, device)
     if options['compile']:
+        allow_graphs()
         block.compile()
     torch.manual_seed(1)
     x = torch.randn(1, grid[0] * grid[1], block.norm1.normalized_shape[0], device=device)
@@ -174,7 +183,9 @@ def measure_blocks(size: str, side: int, options: dict) -> dict[str, dict[str, d
                 found[way] = dict(peak=peak)
         if len(outputs) == 2:
             what = f'{kind} block of {size}, {side} px, {part}'
-            found['ours']['difference'] = check_agreement(outputs, what, device)
+            half = device == 'cuda'
+            bound = (2e-2 if part == 'forward' else 0.3) if half else 1e-4
+            found['ours']['difference'] = check_agreement(outputs, what, bound)
         result[kind][part] = found
     outputs = measured = None
     # From here on freed memory is kept for the next call, which would hide peaks.
@@ -207,21 +218,22 @@ def _if_memory_suffices(run: Callable):
         return run()
     except torch.OutOfMemoryError:
         pass  # outside of this clause the traceback holds the tensors no more
+    gc.collect()
     torch.cuda.empty_cache()
     return None
 
 
-def check_agreement(outputs: Mapping, what: str, device: str) -> float:
+def check_agreement(outputs: Mapping, what: str, bound: float) -> float:
     """Largest difference of two ways' tensors, relative to the expected one's norm.
 
     Raises:
-        RuntimeError: it is more than rounding: 1e-4 in fp32, 0.3 for a gradient in half precision.
+        RuntimeError: it is not below the bound.
     """
     expected, found = (outputs[way] for way in WAYS)
     difference = max(
         float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found, expected)
     )
-    if not difference < (0.3 if device == 'cuda' else 1e-4):
+    if not difference < bound:
         raise RuntimeError(f'ours and the explicit form differ by {difference}: {what}')
     return difference
 
@@ -258,6 +270,7 @@ def measure_backbone(size: str, side: int, options: dict) -> dict[str, dict[str,
 
             result[part][way] = _if_memory_suffices(timed_step)
         del model, step, timed_step
+        gc.collect()  # the explicit form's methods hold their modules, in a circle
     return result
 
 
@@ -266,6 +279,7 @@ def profile_blocks(size: str, side: int, options: dict) -> dict[str, list[tuple[
 
     Seconds are those of the operator itself, without what it calls; on a GPU, of its kernels.
     """
+    import torch
     from torch.profiler import ProfilerActivity, profile
 
     cuda, result = options['device'] == 'cuda', {}
@@ -278,6 +292,8 @@ def profile_blocks(size: str, side: int, options: dict) -> dict[str, list[tuple[
         events = [
             (e.key, (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e6)
             for e in profiler.key_averages()
+            # Kernels are among the events too, and their time is that of the operator's.
+            if e.device_type == torch.autograd.DeviceType.CPU
         ]
         result[kind] = sorted(events, key=lambda event: -event[1])
     return result
@@ -371,7 +387,7 @@ def profile_table(size: str, side: int, options: dict) -> Table:
     found = in_child('vitdet_backbone', size, str(side), json.dumps(dict(options, profile=True)))
     rows = []
     for kind, events in found.items():
-        total = sum(seconds for _, seconds in events)
+        total = sum(seconds for _, seconds in events) or float('nan')
         shown = events[:TOP_OPERATORS]
         rest = total - sum(seconds for _, seconds in shown)
         rows += [

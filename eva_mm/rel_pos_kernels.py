@@ -97,7 +97,19 @@ def _in_float(*tensors: Tensor) -> list[Tensor]:
     return [t if t.dtype == torch.float64 else t.float() for t in tensors]
 
 
+def _no_autocast(function: Callable) -> Callable:
+    """Products of float32 stay so; annotations, from which operators are made, stay too."""
+
+    @functools.wraps(function)
+    def run(q: Tensor, *args):
+        with torch.autocast(q.device.type, enabled=False):
+            return function(q, *args)
+
+    return run
+
+
 @torch.library.custom_op('eva_mm::rel_pos_attention', mutates_args=())
+@_no_autocast
 def _blocked_forward(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, scale: float
 ) -> Tensor:
@@ -121,6 +133,7 @@ def _(q, k, v, rows, cols, scale):
 
 
 @torch.library.custom_op('eva_mm::rel_pos_attention_backward', mutates_args=())
+@_no_autocast
 def _blocked_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -192,7 +205,7 @@ def _compiled_flex() -> Kernel:
     import torch._dynamo  # takes a second
 
     # A graph per shape; past the limit, 8 by default, the explicit form would run in its place.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
     return torch.compile(_flex, dynamic=False)
 
 
@@ -284,9 +297,16 @@ def _run(name: str, tensors: tuple[Tensor, ...], scale: float, grad: bool) -> tu
 
 
 def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    bound = 1e-3 if found[0].dtype in (torch.float32, torch.float64) else 0.1
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected)]
-    return all(bool((a - b).norm() <= bound * b.norm() + 1e-3) for a, b in pairs)
+    """Whether output and gradients are the same but for rounding.
+
+    Rounding of the output adds up in the gradients by row and by column.
+    """
+    half = found[0].dtype in (torch.float16, torch.bfloat16)
+    bounds = [0.1 if half else 1e-3, *[0.3 if half else 1e-2] * (len(found) - 1)]
+    return all(
+        bool((a.float() - b.float()).norm() <= bound * b.float().norm() + 1e-3)
+        for bound, a, b in zip(bounds, found, expected)
+    )
 
 
 def _time_of(
@@ -328,8 +348,10 @@ def _measured(tensors: tuple[Tensor, ...], scale: float) -> str:
         inputs = tuple(t.detach().requires_grad_(grad) for t in tensors)
         # Hooks of activation checkpointing would take the trials for a part of its block.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-            expected = _run(usual, inputs, scale, grad)
             times = {usual: _time_of(usual, inputs, scale, grad, None)}
+            # Where the usual one fails there is nothing to hold the others against.
+            serves = times[usual] < float('inf')
+            expected = _run(usual, inputs, scale, grad) if serves else None
             for name in others:
                 times[name] = _time_of(name, inputs, scale, grad, expected)
         _fastest[key] = min(times, key=times.get)

@@ -95,6 +95,14 @@ def test_blocks_differentiate_exactly():
     assert torch.autograd.gradcheck(rel_pos_kernels.blocked_attention, (*inputs, 0.5))
 
 
+def test_blocks_are_computed_in_float_under_autocast():
+    inputs = [t.detach() for t in random_inputs((4, 5))]
+    expected = rel_pos_kernels.blocked_attention(*inputs, SCALE)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = rel_pos_kernels.blocked_attention(*inputs, SCALE)
+    assert torch.equal(out, expected)
+
+
 def test_blocks_are_a_sound_operator():
     """Shapes and strides told to compilers are those that come out."""
     inputs = random_inputs((2, 3), channels=4)

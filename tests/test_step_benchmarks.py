@@ -233,7 +233,8 @@ def test_a_profile_tells_shares():
     table = vitdet_backbone.profile_table('tiny', 64, options())
     for kind in vitdet_backbone.KINDS:
         rows = [row for row in table.rows if row[0] == f'{kind} block']
-        assert 'aten::addmm' in [row[1] for row in rows]
+        assert len(rows) == vitdet_backbone.TOP_OPERATORS + 1
+        assert all(row[1].startswith(('aten::', 'eva_mm::', 'autograd')) for row in rows[:2])
         assert sum(int(row[3].removesuffix(' %')) for row in rows) == pytest.approx(100, abs=6)
 
 
@@ -261,10 +262,10 @@ def test_ceilings_are_measured_elsewhere():
 def test_ways_that_differ_are_refused():
     x = torch.ones(3)
     check = vitdet_backbone.check_agreement
-    equal = check(dict(explicit=(x, x), ours=(x, x + 1e-6)), 'a block', 'cpu')
+    equal = check(dict(explicit=(x, x), ours=(x, x + 1e-6)), 'a block', 1e-4)
     assert equal == pytest.approx(1e-6, rel=0.1)
     with pytest.raises(RuntimeError, match=r'differ by 0\.00\d+: a block'):
-        check(dict(explicit=(x, x), ours=(x, x + 1e-3)), 'a block', 'cpu')
+        check(dict(explicit=(x, x), ours=(x, x + 1e-3)), 'a block', 1e-4)
 
 
 def test_a_backbone_is_the_sum_of_its_blocks(monkeypatch):

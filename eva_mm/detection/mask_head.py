@@ -3,11 +3,14 @@
 import numpy as np
 import pycocotools.mask as mask_utils
 import torch
+from mmcv.cnn.bricks.wrappers import Conv2d
 from mmdet.models import FCNMaskHead
 from mmdet.registry import MODELS
 from mmdet.structures.mask import BaseInstanceMasks, PolygonMasks
 from mmengine.config import ConfigDict
 from torch import Tensor
+
+PLAIN_PREDICTORS = (torch.nn.Conv2d, Conv2d)  # mmcv's is torch's, mended for old versions of it
 
 
 def rasterize_in_box(polygons: list[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
@@ -85,7 +88,7 @@ class EVAMaskHead(FCNMaskHead):
         if labels is None or self.class_agnostic:
             return super().forward(x)
         predictor = self.conv_logits
-        if type(predictor) is not torch.nn.Conv2d or predictor.kernel_size != (1, 1):
+        if type(predictor) not in PLAIN_PREDICTORS or predictor.kernel_size != (1, 1):
             chosen = torch.arange(len(labels), device=labels.device), labels
             return super().forward(x)[chosen][:, None]
         for conv in self.convs:
@@ -95,9 +98,7 @@ class EVAMaskHead(FCNMaskHead):
             if self.upsample_method == 'deconv':
                 x = self.relu(x)
         logits = torch.einsum('nchw,nc->nhw', x, predictor.weight[labels].flatten(1))
-        if predictor.bias is not None:
-            logits = logits + predictor.bias[labels, None, None]
-        return logits[:, None]
+        return (logits + predictor.bias[labels, None, None])[:, None]
 
     def init_weights(self) -> None:
         """Initialise as the base class, then the predictor."""

@@ -48,7 +48,8 @@ def compile_blocks(
 
     # Blocks share one function, of which there are graphs for windows and whole maps, training and
     # evaluation, frozen blocks, and shapes; past the limit, 8 by default, they would run eagerly.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # PyTorch 2.7 renamed it to `recompile_limit` and keeps this name.
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
     number = 0
     for block in transformer_blocks(model):
         if block._compiled_call_impl is not None or 'forward' in vars(block):

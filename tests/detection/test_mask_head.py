@@ -88,23 +88,32 @@ def mask_head(**kwargs):
 
 
 @pytest.mark.parametrize(
-    'options',
+    ('options', 'short'),
     [
-        dict(),
-        dict(upsample_cfg=dict(type='bilinear', scale_factor=2)),
-        dict(upsample_cfg=dict(type=None)),
-        dict(predictor_cfg=dict(type='NormedConv2d', temperature=20)),
-        dict(predictor_cfg=dict(type='Conv', bias=False)),
+        (dict(), True),
+        (dict(upsample_cfg=dict(type='bilinear', scale_factor=2)), True),
+        (dict(upsample_cfg=dict(type=None)), True),
+        (dict(predictor_cfg=dict(type='Conv2d')), True),
+        (dict(predictor_cfg=dict(type='NormedConv2d', temperature=20)), False),
     ],
 )
-def test_maps_of_one_class_are_those_of_all_classes(options):
+def test_maps_of_one_class_are_those_of_all_classes(options, short):
     head = mask_head(**options)
     pooled, labels = torch.randn(5, 8, 14, 14), torch.tensor([0, 6, 3, 3, 5])
     expected = head(pooled)[torch.arange(5), labels]
+    whole = []
+    head.conv_logits.register_forward_hook(lambda *args: whole.append(args))
     found = head(pooled, labels)
     assert found.shape == (5, 1, *expected.shape[1:])
     torch.testing.assert_close(found[:, 0], expected)
     assert head(torch.zeros(0, 8, 14, 14), labels[:0]).shape == (0, 1, *expected.shape[1:])
+    assert bool(whole) != short, 'whether the maps of all classes were computed'
+
+
+def test_the_leaf_computes_one_map_per_box(build):
+    head = build('lvis').roi_head.mask_head
+    head.conv_logits.register_forward_hook(lambda *args: pytest.fail('maps of all classes'))
+    head(torch.randn(2, head.in_channels, 14, 14), torch.tensor([1, 0]))
 
 
 def test_a_head_without_classes_has_one_map():

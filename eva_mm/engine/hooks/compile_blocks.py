@@ -28,7 +28,7 @@ class CompileBlocksHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Compile; the first passes of each shape take the time of it.
 
-        Weights, and a teacher with them, are there by now, and shards are dealt.
+        Weights are there by now, in training a teacher with them, and shards are dealt.
         """
         if not transformer_blocks(runner.model):
             raise UsageError(f'nothing to compile: {type(runner.model).__name__} has no blocks')
