@@ -8,7 +8,14 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.common import GIB
-from benchmarks.measuring import USUAL, Memory, measure_time, set_allocator, side_by_side
+from benchmarks.measuring import (
+    USUAL,
+    Memory,
+    count_flops,
+    measure_time,
+    set_allocator,
+    side_by_side,
+)
 
 FEW_BLOCKS = (1, 2)  # depths that stand for a deep model
 SLOW_ON_CPU = 1e12  # FLOPs per sample and training step that a CPU is not kept busy with
@@ -108,6 +115,34 @@ def training_step(model, inputs, labels, device: str) -> Callable[[], object]:
         optimizer.zero_grad()
 
     return step
+
+
+def flops_of_passes(model, inputs) -> tuple[int, int]:
+    """FLOPs of a forward pass, and of one with its backward pass; on the meta device too."""
+    import torch
+
+    with torch.no_grad():
+        forward = count_flops(lambda: model(inputs))
+    return forward, count_flops(lambda: model(inputs).sum().backward())
+
+
+def difference_of(model, other, inputs) -> float:
+    """Relative difference of two models' outputs with the same random weights.
+
+    Raises:
+        RuntimeError: it is more than rounding.
+    """
+    import torch
+
+    for param in model.eval().parameters():  # fresh biases are zero, and would hide a difference
+        torch.nn.init.normal_(param, std=0.05)
+    other.eval().load_state_dict(model.state_dict())
+    with torch.no_grad():
+        found, expected = model(inputs), other(inputs)
+    difference = float((found - expected).norm() / expected.norm())
+    if not difference < 1e-4:
+        raise RuntimeError(f'outputs differ by {difference}')
+    return difference
 
 
 def measure_in_turn(

@@ -18,7 +18,9 @@ from benchmarks._steps import (
     comparison,
     compile_blocks,
     depths_to_measure,
+    difference_of,
     figures_at_depth,
+    flops_of_passes,
     how,
     inference_step,
     measure_in_turn,
@@ -29,7 +31,6 @@ from benchmarks.common import Table, benchmark, read_flag, read_names, read_numb
 from benchmarks.measuring import (
     TERA,
     ceilings_note,
-    count_flops,
     in_child,
     the_device,
 )
@@ -80,17 +81,8 @@ def check_agreement(size: str, side: int, device: str) -> float:
     """
     import torch
 
-    ours, theirs = (build(whose, size, side, 1, device).eval() for whose in ('ours', 'timm'))
-    for param in ours.parameters():  # fresh biases are zero, and would hide a difference
-        torch.nn.init.normal_(param, std=0.05)
-    theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(1, 3, side, side, device=device)
-    with torch.no_grad():
-        expected, found = ours(images), theirs(images)
-    difference = float((found - expected).norm() / expected.norm())
-    if not difference < 1e-4:
-        raise RuntimeError(f"ours and timm's differ by {difference} at {size}, {side} px")
-    return difference
+    ours, theirs = (build(whose, size, side, 1, device) for whose in ('ours', 'timm'))
+    return difference_of(ours, theirs, torch.randn(1, 3, side, side, device=device))
 
 
 def make_step(whose: str, mode: str, size: str, side: int, depth: int, options: dict):
@@ -135,10 +127,7 @@ def step_flops(size: str, side: int) -> dict[str, int]:
     import torch
 
     model = build('ours', size, side, None, 'meta')
-    images = torch.zeros(1, 3, side, side, device='meta')
-    with torch.no_grad():
-        forward = count_flops(lambda: model(images))
-    both = count_flops(lambda: model(images).sum().backward())
+    forward, both = flops_of_passes(model, torch.zeros(1, 3, side, side, device='meta'))
     return dict(zip(MODES, (forward, both, both)))
 
 

@@ -213,16 +213,18 @@ def measure_parts(mode: str, size: str, options: dict, blocks: str | None = None
         cfg.model.test_cfg.rcnn.max_per_img = options['masks']
     memory, clock = Memory(device), Clock(device)
     run = RUNS[mode](cfg, side, device, clock)
-    runs = []
-    for repeat in range(1 + options['repeats']):  # the first one does not count
+    run()
+    if mode == 'training':
+        run()  # AdamW's state is there from the second step on
+    peak, runs = memory.peak(), []
+    set_allocator(USUAL)
+    for _ in range(options['repeats']):
         clock.seconds = {}
         with clock.part('rest'):
             run()
-        if repeat:
-            runs.append(clock.seconds)
-        set_allocator(USUAL)
-    seconds = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
-    return dict(seconds=seconds, peak=memory.peak())
+        runs.append(clock.seconds)
+    seconds = {part: statistics.median(each[part] for each in runs) for part in runs[0]}
+    return dict(seconds=seconds, peak=peak)
 
 
 def measure_backbone(mode: str, size: str, options: dict, blocks: str) -> dict[str, float]:

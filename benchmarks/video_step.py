@@ -16,7 +16,9 @@ from benchmarks._steps import (
     comparison,
     compile_blocks,
     depths_to_measure,
+    difference_of,
     figures_at_depth,
+    flops_of_passes,
     how,
     inference_step,
     measure_in_turn,
@@ -27,7 +29,6 @@ from benchmarks.common import Table, benchmark, read_flag, read_names
 from benchmarks.measuring import (
     TERA,
     ceilings_note,
-    count_flops,
     in_child,
     the_device,
 )
@@ -77,17 +78,8 @@ def check_agreement(size: str, frames: int, side: int, device: str) -> float:
     """
     import torch
 
-    ours, plain = (build(size, frames, side, 1, device, way == 'explicit').eval() for way in WAYS)
-    for param in ours.parameters():  # fresh biases are zero, and would hide a difference
-        torch.nn.init.normal_(param, std=0.05)
-    plain.load_state_dict(ours.state_dict())
-    clips = torch.randn(1, 3, frames, side, side, device=device)
-    with torch.no_grad():
-        expected, found = plain(clips), ours(clips)
-    difference = float((found - expected).norm() / expected.norm())
-    if not difference < 1e-4:
-        raise RuntimeError(f'ours and the explicit attention differ by {difference} at {size}')
-    return difference
+    ours, plain = (build(size, frames, side, 1, device, way == 'explicit') for way in WAYS)
+    return difference_of(ours, plain, torch.randn(1, 3, frames, side, side, device=device))
 
 
 def make_step(way: str, mode: str, size: str, depth: int, options: dict):
@@ -125,10 +117,7 @@ def step_flops(size: str, frames: int, side: int) -> dict[str, int]:
     import torch
 
     model = build(size, frames, side, None, 'meta')
-    clips = torch.zeros(1, 3, frames, side, side, device='meta')
-    with torch.no_grad():
-        forward = count_flops(lambda: model(clips))
-    both = count_flops(lambda: model(clips).sum().backward())
+    forward, both = flops_of_passes(model, torch.zeros(1, 3, frames, side, side, device='meta'))
     return dict(zip(MODES, (forward, both, both)))
 
 

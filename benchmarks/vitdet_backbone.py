@@ -18,6 +18,7 @@ from benchmarks._steps import (
     allow_graphs,
     autocast_dtype,
     compile_blocks,
+    flops_of_passes,
     number,
     precision,
     told_precision,
@@ -27,7 +28,6 @@ from benchmarks.measuring import (
     USUAL,
     Memory,
     ceilings_note,
-    count_flops,
     in_child,
     measure_time,
     set_allocator,
@@ -314,10 +314,7 @@ def backbone_flops(size: str, side: int) -> dict[str, int]:
     import torch
 
     model = build_backbone(size, side, 'explicit', 'meta')
-    image = torch.zeros(1, 3, side, side, device='meta')
-    with torch.no_grad():
-        forward = count_flops(lambda: model(image))
-    both = count_flops(lambda: model(image).sum().backward())
+    forward, both = flops_of_passes(model, torch.zeros(1, 3, side, side, device='meta'))
     return dict(zip((*PASSES, RECOMPUTED), (forward, both, both)))
 
 
