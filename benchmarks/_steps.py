@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.common import GIB
 from benchmarks.measuring import (
@@ -213,6 +214,24 @@ def _peak(
     if device == 'cuda':
         found['seconds'] = measure_time(step, repeats, device)
     return found
+
+
+def rows_of_all(cases: Iterable[tuple], rows_of: Callable[..., list[tuple]]) -> list[tuple]:
+    """Rows of every case. One whose process fails is told of, and the others have their rows.
+
+    Raises:
+        RuntimeError: every one failed; the last one's.
+    """
+    rows, last = [], None
+    for case in cases:
+        try:
+            rows += rows_of(*case)
+        except RuntimeError as error:
+            print(f'{case}: {error}', file=sys.stderr, flush=True)
+            last = error
+    if not rows and last is not None:
+        raise last
+    return rows
 
 
 def figures_at_depth(measured: Mapping[str, Mapping], depth: int) -> dict[str, dict[str, float]]:

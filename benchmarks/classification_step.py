@@ -24,6 +24,7 @@ from benchmarks._steps import (
     how,
     inference_step,
     measure_in_turn,
+    rows_of_all,
     told_precision,
     training_step,
 )
@@ -190,11 +191,9 @@ def classification_step(
         timm=with_timm,
         modes=MODES,
     )
-    rows = [
-        row
-        for size, side in itertools.product(sizes, sides)
-        for row in rows_of(size, side, options, ceiling)
-    ]
+    rows = rows_of_all(
+        itertools.product(sizes, sides), lambda *case: rows_of(*case, options, ceiling)
+    )
     header = (
         'size', 'side, px', 'batch', 'what', 'how', 'ours, images/s', 'timm, images/s',
         'times as fast', 'ours, GiB', 'timm, GiB', 'of it', 'TFLOP per image', 'utilisation, ours',

@@ -22,6 +22,7 @@ from benchmarks._steps import (
     how,
     inference_step,
     measure_in_turn,
+    rows_of_all,
     told_precision,
     training_step,
 )
@@ -177,7 +178,7 @@ def video_step(
         modes=MODES,
     )
     ceiling, ceilings = ceilings_note(device, autocast_dtype(device))
-    rows = [row for size in sizes for row in rows_of(size, options, ceiling)]
+    rows = rows_of_all(zip(sizes), lambda size: rows_of(size, options, ceiling))
     header = (
         'size', 'what', 'how', 'ours, clips/s', 'explicit, clips/s', 'times as fast', 'ours, GiB',
         'explicit, GiB', 'of it', 'TFLOP per clip', 'utilisation, ours',

@@ -21,6 +21,7 @@ from benchmarks._steps import (
     flops_of_passes,
     number,
     precision,
+    rows_of_all,
     told_precision,
 )
 from benchmarks.common import GIB, Table, benchmark, read_flag, read_names, read_numbers
@@ -426,11 +427,9 @@ def vitdet_backbone(
         profile=False,
     )
     ceiling, ceilings = ceilings_note(device, autocast_dtype(device))
-    rows = [
-        row
-        for size, side in itertools.product(sizes, sides)
-        for row in rows_of(size, side, options, ceiling)
-    ]
+    rows = rows_of_all(
+        itertools.product(sizes, sides), lambda *case: rows_of(*case, options, ceiling)
+    )
     header = (
         'size', 'side, px', 'what', 'pass', 'how', 'explicit, s', 'ours, s', 'times as fast',
         'explicit, GiB', 'ours, GiB', 'of it', 'difference', 'utilisation, ours',

@@ -229,6 +229,19 @@ def test_too_little_memory_empties_a_cell(monkeypatch):
     assert vitdet_backbone._if_memory_suffices(lacking) is None
 
 
+def test_a_case_that_fails_leaves_the_others(capsys):
+    def rows_of(size, side):
+        if side == 2:
+            raise RuntimeError('killed')
+        return [(size, side)]
+
+    cases = [('a', 1), ('a', 2), ('b', 3)]
+    assert _steps.rows_of_all(cases, rows_of) == [('a', 1), ('b', 3)]
+    assert "('a', 2): killed" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match='killed'):
+        _steps.rows_of_all(cases[1:2], rows_of)
+
+
 def test_a_profile_tells_shares():
     table = vitdet_backbone.profile_table('tiny', 64, options())
     for kind in vitdet_backbone.KINDS:
