@@ -23,10 +23,10 @@ from benchmarks.measuring import (
 CHANNELS, HEADS = 88, 16
 # Name -> images, grid. A processor gets fewer heads: the explicit form of 16 needs 20 GiB at 96².
 SHAPES = {
-    'windows 16²': (25, (16, 16)),
-    'global 64²': (1, (64, 64)),
-    'global 80²': (1, (80, 80)),
-    'global 96²': (1, (96, 96)),
+    'windows-16': (25, (16, 16)),
+    'global-64': (1, (64, 64)),
+    'global-80': (1, (80, 80)),
+    'global-96': (1, (96, 96)),
 }
 
 
@@ -120,10 +120,23 @@ def rows_of_shape(name: str, result: dict) -> list[tuple]:
     return rows
 
 
+def read_shapes(text: str) -> tuple[str, ...]:
+    """Names of :data:`SHAPES`.
+
+    Raises:
+        ValueError: another one.
+    """
+    names = read_names(text)
+    for name in names:
+        if name not in SHAPES:
+            raise ValueError(f'unknown shape {name!r}, expected one of {", ".join(SHAPES)}')
+    return names
+
+
 @benchmark(
     'attention',
     'attention with relative positions: every kernel beside the explicit-score form',
-    shapes=read_names,
+    shapes=read_shapes,
     heads=int,
     repeats=int,
     dtype=str,

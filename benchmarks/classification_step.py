@@ -28,7 +28,7 @@ from benchmarks._steps import (
     told_precision,
     training_step,
 )
-from benchmarks.common import Table, benchmark, read_flag, read_names, read_numbers
+from benchmarks.common import Table, benchmark, read_flag, read_numbers, read_sizes
 from benchmarks.measuring import (
     TERA,
     ceilings_note,
@@ -165,7 +165,7 @@ def rows_of(size: str, side: int, options: dict, ceiling: float) -> list[tuple]:
 @benchmark(
     'classification_step',
     "images/s, memory and FLOP utilisation of the classifier, beside timm's EVA",
-    sizes=read_names,
+    sizes=read_sizes,
     sides=read_numbers,
     batch=int,
     repeats=int,

@@ -88,6 +88,20 @@ def read_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(','))
 
 
+def read_sizes(text: str) -> tuple[str, ...]:
+    """Names of :data:`eva_mm.vit.SIZES`.
+
+    Raises:
+        ValueError: another one.
+    """
+    from eva_mm.vit import get_size
+
+    names = read_names(text)
+    for name in names:
+        get_size(name)
+    return names
+
+
 def read_numbers(text: str) -> tuple[int, ...]:
     """``'1024,1280'`` of a command line."""
     return tuple(int(part) for part in text.split(','))

@@ -17,8 +17,8 @@ from benchmarks.common import (
     benchmark,
     peak_rss,
     read_flag,
-    read_names,
     read_numbers,
+    read_sizes,
     reset_peak_rss,
     rss,
 )
@@ -222,7 +222,7 @@ def check_table(checks=CHECKS) -> Table:
 @benchmark(
     'detector_memory',
     'peak memory of the cascade detector, inference and training, estimated; two sizes measured',
-    sizes=read_names,
+    sizes=read_sizes,
     sides=read_numbers,
     measured=read_flag,
 )

@@ -28,7 +28,7 @@ from benchmarks._detector_inputs import (
     make_proposals,
 )
 from benchmarks._steps import at_depth
-from benchmarks.common import GIB, Table, benchmark, read_names
+from benchmarks.common import GIB, Table, benchmark, read_sizes
 from benchmarks.measuring import USUAL, Memory, in_child, set_allocator, the_device
 
 CONFIG = 'lvis/eva_cascade'
@@ -452,7 +452,7 @@ def soft_nms_table(options: dict) -> Table:
 @benchmark(
     'detector_step',
     'where the time of a detector goes: a training step, a test image, masks after soft-NMS',
-    sizes=read_names,
+    sizes=read_sizes,
     side=int,
     masks=int,
     boxes=int,

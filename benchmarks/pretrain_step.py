@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import measuring
-from benchmarks.common import GIB, Table, benchmark, read_flag, read_names
+from benchmarks.common import GIB, Table, benchmark, read_flag, read_sizes
 from benchmarks.measuring import (
     USUAL,
     Memory,
@@ -231,7 +231,7 @@ def rows_of_size(size: str, options: dict, ceiling: float) -> list[tuple]:
 @benchmark(
     'pretrain_step',
     'images/s, memory and FLOP utilisation of a pretraining step, student and teacher apart',
-    sizes=read_names,
+    sizes=read_sizes,
     batch=int,
     steps=int,
     recompute=read_flag,

@@ -17,8 +17,8 @@ from benchmarks.common import (
     benchmark,
     peak_rss,
     read_flag,
-    read_names,
     read_numbers,
+    read_sizes,
     reset_peak_rss,
     rss,
 )
@@ -178,7 +178,7 @@ def check_table(checks=CHECKS) -> Table:
 @benchmark(
     'video_memory',
     'peak memory of the video classifier, inference and training, estimated; two sizes measured',
-    sizes=read_names,
+    sizes=read_sizes,
     frames=read_numbers,
     measured=read_flag,
 )

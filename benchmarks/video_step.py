@@ -26,7 +26,7 @@ from benchmarks._steps import (
     told_precision,
     training_step,
 )
-from benchmarks.common import Table, benchmark, read_flag, read_names
+from benchmarks.common import Table, benchmark, read_flag, read_sizes
 from benchmarks.measuring import (
     TERA,
     ceilings_note,
@@ -149,7 +149,7 @@ def rows_of(size: str, options: dict, ceiling: float) -> list[tuple]:
 @benchmark(
     'video_step',
     'clips/s and memory of the video model, beside attention with its scores written out',
-    sizes=read_names,
+    sizes=read_sizes,
     frames=int,
     side=int,
     batch=int,

@@ -24,7 +24,7 @@ from benchmarks._steps import (
     rows_of_all,
     told_precision,
 )
-from benchmarks.common import GIB, Table, benchmark, read_flag, read_names, read_numbers
+from benchmarks.common import GIB, Table, benchmark, read_flag, read_numbers, read_sizes
 from benchmarks.measuring import (
     USUAL,
     Memory,
@@ -400,7 +400,7 @@ def profile_table(size: str, side: int, options: dict) -> Table:
 @benchmark(
     'vitdet_backbone',
     "the detector's backbone beside its explicit-score form: a window block, a global one, all",
-    sizes=read_names,
+    sizes=read_sizes,
     sides=read_numbers,
     repeats=int,
     compile=read_flag,

@@ -54,6 +54,11 @@ def test_nothing_is_kept_on_request(toy):
         (['nothing'], "no benchmark 'nothing'; there are"),
         (['toy', '--set', 'side=3'], r"expected KEY=VALUE with a key of ['sides']"),
         (['toy', '--set', 'sides=x'], 'invalid literal'),
+        (
+            ['attention', '--set', 'shapes=global-1'],
+            "unknown shape 'global-1', expected one",
+        ),
+        (['vitdet_backbone', '--set', 'sizes=huge'], "unknown ViT size 'huge', expected one of"),
     ],
 )
 def test_mistakes_are_named(toy, capsys, argv, message):

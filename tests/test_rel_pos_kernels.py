@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +15,7 @@ from eva_mm import rel_pos_kernels
 from eva_mm.rel_pos_kernels import KERNELS, choose_kernel, rel_pos_attention, use_kernel
 from eva_mm.vit import Block
 
-from .helpers import relative_error
+from .helpers import ROOT, relative_error
 
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 GRIDS = [(4, 4), (5, 3), (2, 9), (1, 6), (7, 1), (1, 1)]
@@ -322,3 +325,26 @@ def test_an_unknown_kernel_is_refused():
         use_kernel('flash').__enter__()
     with pytest.raises(ValueError, match="variable EVA_MM_ATTENTION: attention kernel 'x'"):
         rel_pos_kernels._checked('x', 'environment variable EVA_MM_ATTENTION')
+
+
+def test_a_run_tells_its_choice_and_mistakes_in_one_line(tmp_path):
+    """By the tools, though the core knows nothing of their logs."""
+    from eva_mm.engine import launch
+
+    with pytest.raises(ValueError, match='EVA_MM_ATTENTION') as caught:
+        rel_pos_kernels._checked('x', f'environment variable {rel_pos_kernels.ENV_NAME}')
+    assert launch.plain_message(caught.value) == str(caught.value)
+    assert launch.plain_message(ValueError('another one')) is None
+    code = (
+        'from eva_mm.engine import launch\n'
+        'from eva_mm import rel_pos_kernels as r\n'
+        'from tests.test_rel_pos_kernels import random_inputs\n'
+        'launch.tell_of_the_core()\n'
+        'launch.tell_of_the_core()\n'
+        'r.rel_pos_attention(*random_inputs((2, 2)), 1.0)\n'
+    )
+    env = {**os.environ, rel_pos_kernels.ENV_NAME: 'fastest'}
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.stderr.count('INFO - attention of (2, 3, 4, 12)') == 1, done.stderr

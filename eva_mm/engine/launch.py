@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -51,6 +52,9 @@ _DRAWING_HOOKS = {
     'VisualizationHook': dict(draw='enable', folder='out_dir'),
 }
 
+# Of the variables that eva_mm reads.
+ENV_PREFIX = 'EVA_MM_'
+
 # Optimizer wrappers that differ in precision alone, so that --amp may exchange them.
 _PLAIN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BF16OptimWrapper')
 
@@ -78,6 +82,10 @@ def plain_message(error: BaseException) -> str | None:
     if isinstance(error, (InputError, compat.HostError)):
         # What a worker of a DataLoader raised comes with its traceback in front.
         return re.split(r'(?m)^[\w.]*\.\w+Error: ', str(error))[-1].strip()
+    if isinstance(error, ValueError) and str(error).startswith(
+        f'environment variable {ENV_PREFIX}'
+    ):
+        return str(error)
     if 'EADDRINUSE' in str(error) and not isinstance(error, SyntaxError):
         port = os.environ.get('MASTER_PORT', 'of the launcher')
         return (
@@ -483,9 +491,21 @@ def _without_labels(steps: Sequence) -> list:
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner of a config, of its `runner_type` if it names one; see `fit_device`."""
     fit_device(cfg)
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    tell_of_the_core()
+    return runner
+
+
+def tell_of_the_core() -> None:
+    """Print what the core logs, which knows no mmengine: the choice of attention kernels."""
+    logger = logging.getLogger('eva_mm')
+    if is_main_process() and not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(
+            logging.Formatter('%(asctime)s - eva_mm - %(levelname)s - %(message)s')
+        )
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def fit_device(cfg: Config) -> None:
