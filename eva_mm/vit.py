@@ -106,9 +106,18 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
+        self.rate = rate
+
+    @property
+    def rate(self) -> float:
+        """Probability to drop a sample's branch, in [0, 1)."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
         if not 0 <= rate < 1:
             raise ValueError(f'drop path rate should lie in [0, 1), got {rate}')
-        self.rate = rate
+        self._rate = rate
         self._drops = rate > 0
         # A tensor, so that one compiled graph serves the blocks of every rate; on the CPU, where it
         # acts as a number on any device.

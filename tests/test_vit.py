@@ -184,6 +184,12 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert out.unique().tolist() == pytest.approx([0, 4 / 3])
     assert float(out.mean()) == pytest.approx(1, abs=0.05)
     assert drop.eval()(x) is x
+    drop.train().rate = 0.0
+    assert drop(x) is x
+    drop.rate = 0.9
+    assert float((drop(x) > 0).float().mean()) == pytest.approx(0.1, abs=0.03)
+    with pytest.raises(ValueError, match=r'in \[0, 1\), got 1'):
+        drop.rate = 1
 
 
 def test_drop_path_grows_linearly():
